@@ -1,0 +1,105 @@
+"""What a binarizer is: a map from a tensor to ±1 planes, each with a scale.
+
+    x^ = sum_p scale[p] * pm1[p]        pm1[p] in {-1, +1}, carrying the method's surrogate gradient
+
+Every low-bit quantizer of the literature has this form; an offset is a plane that is +1 everywhere.
+The layers, the packed format and the kernels know planes only, so a method is one small file.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One ±1 tensor and its scale.
+
+    Shapes: pm1 like the operand; scale () or, for weights, (O,); None means 1.
+    """
+
+    pm1: Tensor
+    scale: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An activation binarizer as deployed: each plane counts the thresholds at or below x.
+
+        bit[p, c] = start[p, c] xor (number of t with thresholds[p, c, t] <= x) is odd
+
+    One threshold at 0 with start 0 is the sign; more thresholds make any piecewise-constant quantizer.
+
+    Shapes: thresholds (P, C or 1, T) float32, padded with +inf; start (P, C or 1) bool; scale (P,) float32.
+    """
+
+    thresholds: Tensor
+    start: Tensor
+    scale: Tensor
+
+
+class WeightBinarizer(nn.Module, ABC):
+    """Binarizes a latent weight, output channel first. Stored by the layer that owns the weight."""
+
+    source: ClassVar[str]
+    clip: ClassVar[float | None] = None
+    """Latent weights are clamped to [-clip, clip] after each optimizer step; None leaves them alone."""
+
+    @abstractmethod
+    def planes(self, weight: Tensor) -> list[Plane]:
+        """Planes of a latent weight of shape (O, ...); deployed as they are in evaluation mode."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Quantized weight, sum of scaled planes; same shape as `weight`."""
+        return _sum(self.planes(weight), weight.dim())
+
+
+class InputBinarizer(nn.Module, ABC):
+    """Binarizes the input of a layer. `channels` is the size of the input's channel axis (axis 1)."""
+
+    source: ClassVar[str]
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    @abstractmethod
+    def planes(self, x: Tensor) -> list[Plane]:
+        """Planes of an activation of shape (N, C, ...)."""
+
+    @abstractmethod
+    def encoder(self) -> Encoder:
+        """The same map as thresholds, for the packed program."""
+
+    def calibrate(self, x: Tensor) -> None:
+        """Set data-dependent starting values from one batch; most methods have none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantized activation, sum of scaled planes; same shape as `x`."""
+        return _sum(self.planes(x), x.dim())
+
+
+def sign_encoder(threshold: Tensor) -> Encoder:
+    """Encoder of one plane, +1 where x >= threshold.
+
+    Shapes: threshold (C,) or (1,).
+    """
+    thresholds = threshold.detach().float().reshape(1, -1, 1)
+    start = torch.zeros(thresholds.shape[:2], dtype=torch.bool, device=thresholds.device)
+    return Encoder(thresholds, start, torch.ones(1, device=thresholds.device))
+
+
+def per_output(scale: Tensor, dim: int) -> Tensor:
+    """View a scale of shape () or (O,) so that it broadcasts over a tensor with O on its first of `dim` axes."""
+    return scale.reshape(-1, *(1,) * (dim - 1)) if scale.dim() else scale
+
+
+def _sum(planes: list[Plane], dim: int) -> Tensor:
+    parts = [p.pm1 if p.scale is None else p.pm1 * per_output(p.scale, dim) for p in planes]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total

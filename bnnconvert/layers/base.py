@@ -1,0 +1,85 @@
+"""What the trainable binary layers share: latent weight, binarizers, staged training, an exact evaluation form.
+
+    training     y = map(x^, w^) + bias                                     one float convolution or product
+    evaluation   y = sum_pm beta_p alpha_m map(A_p, B_m) + bias             map of ±1 tensors: exact integers
+
+Both are the same sum. The second keeps the accumulator an integer, so that a packed program can reproduce it
+bit for bit: scale first, then planes added in the order p, m, then the bias.
+"""
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bnnconvert.binarizers.base import InputBinarizer, Plane, WeightBinarizer
+
+
+class BinaryLayer(nn.Module):
+    """A layer with binary weights and, unless it is weight-only, a binary input.
+
+    `weights_are_binary` and `inputs_are_binary` are switched off in early stages of a staged run.
+    """
+
+    kind: ClassVar[str]
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    weight_binarizer: WeightBinarizer
+    input_binarizer: InputBinarizer | None
+    weights_are_binary: bool = True
+    inputs_are_binary: bool = True
+
+    @property
+    def is_weight_only(self) -> bool:
+        """Whether the input stays float by design."""
+        return self.input_binarizer is None
+
+    @abstractmethod
+    def linear_map(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The layer's map without its bias, zero or one padding included."""
+
+    def weight_planes(self) -> list[Plane]:
+        """Planes of the latent weight as it stands."""
+        return self.weight_binarizer.planes(self.weight)
+
+    def planes_scale(self) -> Tensor:
+        """Scale of each accumulator plane and output channel, beta_p alpha_m.
+
+        Shapes: (P * M, O), p slowest.
+        """
+        out = self.weight.shape[0]
+        ones = self.weight.new_ones(())
+        alphas = torch.stack([(ones if p.scale is None else p.scale).expand(out) for p in self.weight_planes()])
+        if self.input_binarizer is None:
+            return alphas
+        betas = self.input_binarizer.encoder().scale.to(alphas)
+        return (betas[:, None, None] * alphas[None]).flatten(0, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Output of the layer."""
+        if self.training or not (self.weights_are_binary and self.inputs_are_binary):
+            y = self._mixed(x)
+        else:
+            y = self._exact(x)
+        return y if self.bias is None else y + self._per_channel(self.bias, y)
+
+    def _mixed(self, x: Tensor) -> Tensor:
+        if self.input_binarizer is not None and self.inputs_are_binary:
+            x = self.input_binarizer(x)
+        weight = self.weight_binarizer(self.weight) if self.weights_are_binary else self.weight
+        return self.linear_map(x, weight)
+
+    def _exact(self, x: Tensor) -> Tensor:
+        inputs = [x] if self.input_binarizer is None else [p.pm1 for p in self.input_binarizer.planes(x)]
+        weights = [p.pm1 for p in self.weight_planes()]
+        scales = self.planes_scale()
+        parts = [self.linear_map(a, b) for a in inputs for b in weights]
+        y = parts[0] * self._per_channel(scales[0], parts[0])
+        for part, scale in zip(parts[1:], scales[1:], strict=True):
+            y = y + part * self._per_channel(scale, part)
+        return y
+
+    @abstractmethod
+    def _per_channel(self, values: Tensor, like: Tensor) -> Tensor:
+        """View per-output-channel values so that they broadcast over `like`."""

@@ -1,0 +1,150 @@
+"""What a recipe file may say. Pydantic models, unknown keys forbidden, so editors get a JSON schema too."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, and strict about unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Named(BaseModel):
+    """A name from one of the tables, every other key being an option of that row."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys beside the declared ones, checked against the row's signature when it is built."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Match(Section):
+    """Which layers a rule is about; every given key must hold."""
+
+    kind: list[str] | None = None
+    """Layer kinds: `conv2d`, `linear`."""
+    position: Literal["first", "last", "inner"] | None = None
+    """First and last are found from dataflow; inner is neither."""
+    depthwise: bool | None = None
+    """One filter per input channel."""
+    shortcut: bool | None = None
+    """A 1x1 convolution on the side branch of an addition."""
+    path: list[str] | None = None
+    """The user's own module paths: globs, or `re:` and a regular expression that must match fully."""
+
+
+class Rule(Section):
+    """One decision: keep matching layers float for a reason, or binarize them. The first matching rule wins."""
+
+    match: Match = Match()
+    optional: bool = False
+    """A rule that matches nothing is an error unless it is optional."""
+    keep: str | None = None
+    """Why matching layers stay float."""
+    weights: Named | None = None
+    """The weight binarizer."""
+    inputs: Named | None = None
+    """The input binarizer; without one the layer is weight-only."""
+    padding: Literal["zero", "one"] = "zero"
+    """What a binary input is padded with."""
+
+    @model_validator(mode="after")
+    def _one_decision(self) -> "Rule":
+        if (self.keep is None) == (self.weights is None):
+            raise ValueError("a rule needs either `keep` with a reason or `weights` with a binarizer")
+        if self.keep is not None and (not self.keep.strip() or self.inputs is not None):
+            raise ValueError("`keep` needs a reason and excludes `inputs`")
+        return self
+
+
+class Optimizer(Section):
+    """Optimizer settings. Decay on binary weights pulls them towards their decision boundary, hence its own key."""
+
+    name: str = "adam"
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    binary_weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Stage(Section):
+    """A part of the run in which only some operands are binary."""
+
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the epochs; the shares of all stages add up to 1."""
+    weights: bool = True
+    inputs: bool = True
+    lr: Annotated[float, Field(gt=0)] | None = None
+    """Learning rate at the start of this stage; default: the optimizer's."""
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+
+
+class Loss(Named):
+    """One term of the loss."""
+
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+
+class Training(Section):
+    """How to fine-tune."""
+
+    epochs: Annotated[int, Field(gt=0)] = 20
+    batch_size: Annotated[int, Field(gt=0)] = 128
+    optimizer: Optimizer = Optimizer()
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule_spans: Literal["run", "stage"] = "run"
+    """Whether the learning rate decays once over the run or anew in each stage."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    """Share of a span over which the learning rate rises from 0."""
+    stages: list[Stage] = [Stage()]
+    losses: list[Loss] = [Loss(name="distill", weight=1.0)]
+    gradient_clip: Annotated[float, Field(gt=0)] | None = None
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Part of the training data that is held out to choose the best checkpoint."""
+    batch_norm_batches: Annotated[int, Field(gt=0)] = 50
+    """Batches on which batch norm is re-estimated before the first step, at each stage and at the end."""
+    batch_norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Training":
+        total = sum(stage.share for stage in self.stages)
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the shares of the stages add up to {total:g}, not 1")
+        last = self.stages[-1]
+        if not (last.weights and last.inputs):
+            raise ValueError("the last stage must have binary weights and inputs, or nothing could be packed")
+        return self
+
+
+class Checks(Section):
+    """What a rewritten student must pass."""
+
+    dead_channels: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of a sign's channels that may be constant on the probe input; at or above it the sign is refused as dead."""
+
+
+class Recipe(Section):
+    """One method, as data."""
+
+    name: str
+    title: str
+    source: str
+    summary: str
+    rewrites: list[Named]
+    """Ordered; each entry is a name or a table with a name and options."""
+    layers: list[Rule]
+    training: Training = Training()
+    checks: Checks = Checks()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_names(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("rewrites"), list):
+            data = data | {"rewrites": [{"name": r} if isinstance(r, str) else r for r in data["rewrites"]]}
+        return data
