@@ -1,0 +1,20 @@
+"""ApproxSign: the derivative of a piecewise quadratic that approaches sign.
+
+    f(x) = -1 | 2x + x^2 | 2x - x^2 | +1        on x < -1 | [-1, 0) | [0, 1) | 1 <= x
+    g_x  = g * max(0, 2 - 2|x|)
+"""
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from bnnconvert.estimators.base import Estimator
+
+
+class ApproxSign(Estimator):
+    """Triangular derivative, 2 at zero and 0 from |x| = 1."""
+
+    source: ClassVar[str] = "Liu et al., Bi-Real Net, ECCV 2018, arXiv:1808.00278"
+
+    def gradient(self, x: Tensor, grad: Tensor) -> Tensor:
+        return x.abs().mul_(-2).add_(2).clamp_(min=0).mul_(grad)

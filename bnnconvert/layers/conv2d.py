@@ -1,0 +1,84 @@
+"""Binary 2-D convolution: the one trainable convolution that every method shares."""
+
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bnnconvert.binarizers.base import InputBinarizer, WeightBinarizer
+from bnnconvert.layers.base import BinaryLayer
+
+
+class BinaryConv2d(BinaryLayer):
+    """Convolution of planes.
+
+    Shapes: x (N, C, H, W), weight (O, C / groups, kh, kw), y (N, O, H', W').
+    """
+
+    kind: ClassVar[str] = "conv2d"
+
+    def __init__(
+        self,
+        weight: nn.Parameter,
+        bias: nn.Parameter | None,
+        *,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+        weight_binarizer: WeightBinarizer,
+        input_binarizer: InputBinarizer | None,
+        pad_bit: Literal["zero", "one"] = "zero",
+    ) -> None:
+        super().__init__()
+        self.weight = weight
+        self.bias = bias
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        self.pad_bit = pad_bit
+        self.weight_binarizer = weight_binarizer
+        self.input_binarizer = input_binarizer
+
+    @classmethod
+    def from_float(
+        cls,
+        conv: nn.Conv2d,
+        *,
+        weight_binarizer: WeightBinarizer,
+        input_binarizer: InputBinarizer | None,
+        pad_bit: Literal["zero", "one"] = "zero",
+    ) -> "BinaryConv2d":
+        """The binary twin of a float convolution, sharing its parameters."""
+        assert not isinstance(conv.padding, str), "the planner keeps convolutions with named padding float"
+        return cls(
+            conv.weight,
+            conv.bias,
+            stride=_pair(conv.stride),
+            padding=_pair(conv.padding),
+            dilation=_pair(conv.dilation),
+            groups=conv.groups,
+            weight_binarizer=weight_binarizer,
+            input_binarizer=input_binarizer,
+            pad_bit=pad_bit,
+        )
+
+    def linear_map(self, x: Tensor, weight: Tensor) -> Tensor:
+        padding = self.padding
+        if self.pad_bit == "one" and any(padding):
+            x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]), value=1.0)
+            padding = (0, 0)
+        return F.conv2d(x, weight, None, self.stride, padding, self.dilation, self.groups)
+
+    def _per_channel(self, values: Tensor, like: Tensor) -> Tensor:
+        return values.reshape(-1, 1, 1)
+
+    def extra_repr(self) -> str:
+        out, per_group, *kernel = self.weight.shape
+        return (
+            f"{per_group * self.groups}, {out}, kernel={tuple(kernel)}, stride={self.stride}, "
+            f"padding={self.padding} of {self.pad_bit}, dilation={self.dilation}, groups={self.groups}"
+        )
+
+
+def _pair(value: tuple[int, ...]) -> tuple[int, int]:
+    first, second = value
+    return first, second

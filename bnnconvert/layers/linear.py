@@ -1,0 +1,48 @@
+"""Binary fully connected layer: the one trainable product that every method shares."""
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bnnconvert.binarizers.base import InputBinarizer, WeightBinarizer
+from bnnconvert.layers.base import BinaryLayer
+
+
+class BinaryLinear(BinaryLayer):
+    """Product of planes.
+
+    Shapes: x (N, ..., I), weight (O, I), y (N, ..., O).
+    """
+
+    kind: ClassVar[str] = "linear"
+
+    def __init__(
+        self,
+        weight: nn.Parameter,
+        bias: nn.Parameter | None,
+        *,
+        weight_binarizer: WeightBinarizer,
+        input_binarizer: InputBinarizer | None,
+    ) -> None:
+        super().__init__()
+        self.weight = weight
+        self.bias = bias
+        self.weight_binarizer = weight_binarizer
+        self.input_binarizer = input_binarizer
+
+    @classmethod
+    def from_float(
+        cls, linear: nn.Linear, *, weight_binarizer: WeightBinarizer, input_binarizer: InputBinarizer | None
+    ) -> "BinaryLinear":
+        """The binary twin of a float linear layer, sharing its parameters."""
+        return cls(linear.weight, linear.bias, weight_binarizer=weight_binarizer, input_binarizer=input_binarizer)
+
+    def linear_map(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(x, weight)
+
+    def _per_channel(self, values: Tensor, like: Tensor) -> Tensor:
+        return values
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[1]}, {self.weight.shape[0]}"
