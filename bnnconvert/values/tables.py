@@ -1,10 +1,15 @@
 """Look up a name in a hand-written table, with the nearest valid names in the error."""
 
-from collections.abc import Iterable, Mapping
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from typing import TypeVar
+from typing import Any, TypeVar, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from bnnconvert.errors import UsageError
+from bnnconvert.values.recipe import Named
 
 T = TypeVar("T")
 
@@ -25,3 +30,37 @@ def look_up(table: Mapping[str, T], name: str, *, where: str, what: str) -> T:
     if name not in table:
         raise UsageError(f"{where}: unknown {what} {name!r}; {nearest(name, table)}")
     return table[name]
+
+
+def build_row(table: Mapping[str, Callable[..., T]], named: Named, *, where: str, what: str, **fixed: Any) -> T:
+    """Object that the row called `named.name` makes from `fixed` and from the options beside the name.
+
+    Options are checked against the constructor's signature: the names, and the values against the annotations.
+    `fixed` arguments come from us and win: an option of the same name is unknown. Those that a row does not take
+    are left out, so that a row asks for what it needs and no more.
+
+    Raises: UsageError naming `where`, the row and the key.
+    """
+    row = look_up(table, named.name, where=where, what=what)
+    parameters = inspect.signature(row).parameters
+    annotations = get_type_hints(row.__init__ if isinstance(row, type) else row, include_extras=True)
+    known = [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD and name not in fixed]
+    here = f"{where}: {what} {named.name!r}"
+    options = {}
+    for name, value in named.options.items():
+        if name not in known:
+            raise UsageError(f"{here} has no option {name!r}; {nearest(name, known)}")
+        options[name] = _checked(value, annotations.get(name, Any), where=f"{here}, option {name!r}")
+    missing = [name for name in known if parameters[name].default is inspect.Parameter.empty and name not in options]
+    if missing:
+        raise UsageError(f"{here} needs the option {missing[0]!r}; add it beside the name.")
+    return row(**options, **{name: value for name, value in fixed.items() if name in parameters})
+
+
+def _checked(value: Any, annotation: Any, *, where: str) -> Any:
+    """`value` as the annotation wants it; strict, apart from lists that stand for tuples as TOML has no other way."""
+    try:
+        return TypeAdapter(annotation).validate_json(json.dumps(value, default=str), strict=True)
+    except ValidationError as error:
+        reason = error.errors(include_url=False)[0]["msg"]
+        raise UsageError(f"{where} is {value!r}: {reason[0].lower()}{reason[1:]}.") from None

@@ -1,0 +1,18 @@
+"""Losses: one file each, one row each."""
+
+from bnnconvert.train.losses.attention_match import AttentionMatch
+from bnnconvert.train.losses.base import Loss, Outputs
+from bnnconvert.train.losses.cross_entropy import CrossEntropy
+from bnnconvert.train.losses.distill import Distill
+from bnnconvert.train.losses.distribution import Distribution
+from bnnconvert.train.losses.feature_match import FeatureMatch
+
+LOSSES: dict[str, type[Loss]] = {
+    "cross-entropy": CrossEntropy,
+    "distill": Distill,
+    "distribution": Distribution,
+    "feature-match": FeatureMatch,
+    "attention-match": AttentionMatch,
+}
+
+__all__ = ["LOSSES", "Loss", "Outputs"]

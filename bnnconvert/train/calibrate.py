@@ -1,0 +1,82 @@
+"""Start a student near its teacher: data-dependent binarizers first, then the statistics of batch norm.
+
+Both change what the next layer sees, so binarizers are set in the order of execution, each seeing the output of
+those before it, and batch norm is re-estimated at the end.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bnnconvert.binarizers.base import InputBinarizer
+
+
+@torch.no_grad()
+def calibrate_inputs(student: nn.Module, x: Tensor) -> None:
+    """Let every input binarizer set its starting values from what reaches it; batch norm uses the batch's statistics.
+
+    Shapes: x (N, C, ...), the student's input.
+    """
+    done: set[InputBinarizer] = set()
+
+    def calibrate(binarizer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(binarizer, InputBinarizer)
+        if binarizer not in done:
+            done.add(binarizer)
+            binarizer.calibrate(inputs[0])
+
+    binarizers = [module for module in student.modules() if isinstance(module, InputBinarizer)]
+    handles = [binarizer.register_forward_pre_hook(calibrate) for binarizer in binarizers]
+    before = {path: module.training for path, module in student.named_modules()}
+    statistics = {name: buffer.clone() for name, buffer in _statistics(student)}
+    try:
+        student.train()(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for path, module in student.named_modules():
+            module.training = before[path]
+        for name, buffer in _statistics(student):
+            buffer.copy_(statistics[name])
+
+
+@torch.no_grad()
+def reestimate_batch_norm(student: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace batch norm's running statistics by their plain average over `batches`; everything else evaluates.
+
+    Shapes: batches of (N, C, ...), the student's input.
+    """
+    norms = [m for m in student.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    if not norms:
+        return
+    before: dict[nn.Module, tuple[bool, Any]] = {norm: (norm.training, norm.momentum) for norm in norms}
+    was_training = {path: module.training for path, module in student.named_modules()}
+    student.eval()
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # cumulative average
+            norm.train()
+        for x in batches:
+            student(x)
+    finally:
+        for norm in norms:
+            norm.momentum = before[norm][1]
+        for path, module in student.named_modules():
+            module.training = was_training[path]
+
+
+def set_batch_norm_momentum(student: nn.Module, momentum: float) -> None:
+    """Let running statistics follow the batches at this pace."""
+    for module in student.modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = momentum
+
+
+def _statistics(student: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    for path, module in student.named_modules():
+        if isinstance(module, _BatchNorm):
+            yield from ((f"{path}.{name}", buffer) for name, buffer in module.named_buffers(recurse=False))

@@ -1,0 +1,359 @@
+"""Fine-tuning: epochs over the training part, stages, checkpoints, and the best weights at the end.
+
+A run is a function of its settings and its seed. Every random number comes from (seed, epoch, step), the learning
+rate from the step, so a run that goes on from a checkpoint ends with the same weights as one that was never stopped.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor
+from torch.fx import GraphModule
+
+from bnnconvert.train.augment import Choice, augment, choose
+from bnnconvert.train.batches import (
+    EpochBatches,
+    derive_seed,
+    generator_for,
+    plain_loader,
+    preserved_randomness,
+    sample_of,
+    to_input,
+    train_loader,
+    whole_batch,
+)
+from bnnconvert.train.calibrate import calibrate_inputs, reestimate_batch_norm, set_batch_norm_momentum
+from bnnconvert.train.checkpoint import State
+from bnnconvert.train.diagnose import refuse_bad_parameters, refuse_not_finite
+from bnnconvert.train.engine import engine, has_unused_parameters, share_buffers, sums
+from bnnconvert.train.latent import advance_estimators, clip_latent, set_stage, weight_signs
+from bnnconvert.train.layout import use_layout
+from bnnconvert.train.metrics import Tally, measure_accuracy
+from bnnconvert.train.monitor import dead_channels, flip_ratios
+from bnnconvert.train.objective import Objective
+from bnnconvert.train.optimizers import make_optimizer, set_weight_decay
+from bnnconvert.train.record import Recorder
+from bnnconvert.train.schedule import Span, learning_rate, span_at, stage_spans
+from bnnconvert.train.setup import Setup, environment, override
+from bnnconvert.values.data import Data, split_held_out
+from bnnconvert.values.progress import Progress, Silent
+from bnnconvert.values.recipe import Training
+from bnnconvert.values.report import EpochRecord, TrainReport
+
+EVALUATION_BATCH = 512
+MONITOR_BATCH = 256
+
+
+def finetune(
+    student: GraphModule,
+    teacher: GraphModule | None,
+    data: Data,
+    training: Training,
+    *,
+    folder: Path | None = None,
+    device: str | None = None,
+    seed: int = 0,
+    epochs: int | None = None,
+    max_steps: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    validation_share: float | None = None,
+    resume: bool = False,
+    augmentation: Choice = "auto",
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no",
+    compiled: bool = False,
+    workers: int = 0,
+    checkpoint_seconds: float = 120.0,
+    progress: Progress | None = None,
+) -> TrainReport:
+    """Train `student` in place; it ends in evaluation mode with the weights that were best on held-out data.
+
+    `teacher` stays as it is. With a `folder`, the run leaves `checkpoint.pt`, `best.safetensors`, `metrics.jsonl`
+    and TensorBoard events in it, and `resume` goes on from its checkpoint, or starts where there is none.
+
+    Raises: UsageError for settings that make no sense; RefusalError when the loss is no longer a number.
+    """
+    training = override(
+        training, epochs=epochs, batch_size=batch_size, lr=lr, validation_share=validation_share, max_steps=max_steps
+    )
+    setup = Setup(training, seed, choose(augmentation, data), mixed_precision, max_steps, workers)
+    distributed = DistributedDataParallelKwargs()
+    chosen = engine(device=device, mixed_precision=mixed_precision, compiled=compiled, distributed=distributed)
+    home = next(student.parameters()).device
+    with preserved_randomness(), chosen as accelerator:
+        run = FineTuning(student, teacher, data, setup, accelerator, distributed)
+        recorder = Recorder(
+            folder,
+            run.settings(),
+            main=accelerator.is_main_process,
+            progress=progress or Silent(),
+            every_seconds=checkpoint_seconds,
+        )
+        try:
+            return run.complete(recorder, resume=resume)
+        finally:
+            recorder.close()
+            run.release(home)
+
+
+class FineTuning:
+    """One run: what stays the same through it, and its state."""
+
+    def __init__(
+        self,
+        student: GraphModule,
+        teacher: GraphModule | None,
+        data: Data,
+        setup: Setup,
+        accelerator: Accelerator,
+        distributed: DistributedDataParallelKwargs,
+    ) -> None:
+        self.student, self.data, self.setup, self.accelerator = student, data, setup, accelerator
+        self.training, self.state = setup.training, State()
+        self.part, self.held_out = split_held_out(data.train, self.training.validation_share, setup.seed)
+        batch = whole_batch(self.training.batch_size, len(self.part), accelerator.num_processes)
+        self.batches = EpochBatches(len(self.part), batch, seed=setup.seed)
+        self.per_epoch = self.batches.per_epoch
+        self.total = setup.total_steps(self.per_epoch)
+        self.spans = stage_spans(self.training, self.total)
+
+        use_layout(student, torch.channels_last)
+        student.to(accelerator.device).train()
+        set_batch_norm_momentum(student, self.training.batch_norm_momentum)
+        self.objective = Objective(self.training.losses, student, teacher, device=accelerator.device)
+        optimizer = make_optimizer(student, self.training.optimizer)
+        if accelerator.num_processes > 1:
+            few = next(self._clean_batches(1))[:2]
+            distributed.find_unused_parameters = has_unused_parameters(student, self.spans, few)
+        loader = train_loader(self.part, data, self.batches, workers=setup.workers)
+        share = math.ceil(min(EVALUATION_BATCH, len(self.held_out)) / accelerator.num_processes)
+        held_out = plain_loader(
+            self.held_out, data, batch_size=share * accelerator.num_processes, seed=setup.seed, workers=setup.workers
+        )
+        self.wrapped, self.optimizer, self.loader, self.held_out_loader = accelerator.prepare(
+            student, optimizer, loader, held_out
+        )
+
+    def complete(self, recorder: Recorder, *, resume: bool) -> TrainReport:
+        """Train to the end, from the start or from the run's checkpoint."""
+        self.recorder = recorder
+        found = recorder.resume() if resume else None
+        if found is None:
+            self._begin_run()
+            recorder.save(self.state, self._parts())
+        else:
+            self._restore(*found)
+        recorder.start(self.state, total_steps=self.total, per_epoch=self.per_epoch)
+        while self.state.step < self.total:
+            self._epoch()
+        return self._finish()
+
+    def settings(self) -> dict[str, Any]:
+        """What a run that goes on from this one's checkpoint must agree with; all but the environment."""
+        setup, data = self.setup, self.data
+        names = sorted(f"{name} {tuple(p.shape)}" for name, p in self.student.named_parameters())
+        return {
+            "training": self.training.model_dump(mode="json"),
+            "seed": setup.seed,
+            "max_steps": setup.max_steps,
+            "augmentation": setup.augmentation,
+            "mixed_precision": setup.mixed_precision,
+            "data": {"samples": len(self.part), "held out": len(self.held_out), "scale": data.scale}
+            | {"mean": list(data.mean), "std": list(data.std)},
+            "student": f"{derive_seed(*names):x}",
+            "environment": environment(self.accelerator.device, self.accelerator.num_processes),
+        }
+
+    def release(self, home: torch.device) -> None:
+        """Leave an ordinary module behind, on the device that it came from."""
+        self.objective.close()
+        self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False, keep_torch_compile=False)
+        set_stage(self.student, weights=True, inputs=True)
+        use_layout(self.student, torch.contiguous_format)
+        self.student.zero_grad(set_to_none=True)
+        self.student.to(home).eval()
+
+    def _parts(self) -> dict[str, Any]:
+        """State dicts for a checkpoint; refuses parameters that are not finite, so that the last good one stays."""
+        refuse_bad_parameters(self.student, step=self.state.step)
+        scaler = self.accelerator.scaler
+        return {
+            "student": self.student.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": {} if scaler is None else scaler.state_dict(),
+        }
+
+    def _restore(self, state: State, parts: dict[str, Any]) -> None:
+        """Take up a checkpoint."""
+        self.state = state
+        self.student.load_state_dict(parts["student"])
+        self.optimizer.load_state_dict(parts["optimizer"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(parts["scaler"])
+        self._set_stage(self.spans[state.stage])
+
+    def _begin_run(self) -> None:
+        """Calibrate the binary student, measure it, then begin the first stage."""
+        set_stage(self.student, weights=True, inputs=True)
+        advance_estimators(self.student, 0.0)
+        self._calibrate()
+        self._reestimate()
+        self.state.start_accuracy = self._held_out_accuracy()
+        self._begin_stage(self.spans[0])
+        self.state.signs = weight_signs(self.student)
+
+    def _begin_stage(self, span: Span) -> None:
+        """Choose the binary operands and fit to them what depends on them."""
+        previous = self.spans[span.index - 1].stage if span.index else span.stage
+        self._set_stage(span)
+        if span.stage.inputs and not previous.inputs:
+            self._calibrate()
+        if span.index and self.training.schedule_spans == "stage":
+            # A schedule that begins anew warms up anew, so the optimizer may forget the other stage's gradients.
+            self.optimizer.state.clear()
+        if (span.stage.weights, span.stage.inputs) != (True, True) or span.index:
+            self._reestimate()
+        self.state.stage = span.index
+
+    def _set_stage(self, span: Span) -> None:
+        set_stage(self.student, weights=span.stage.weights, inputs=span.stage.inputs)
+        set_weight_decay(self.optimizer, self.training.optimizer, span)
+
+    def _epoch(self) -> None:
+        """The rest of the epoch that the run is in, then its measurements."""
+        state = self.state
+        epoch, done = divmod(state.step, self.per_epoch)
+        if done == 0:
+            state.tally, state.epoch_seconds = Tally(), state.seconds
+        end = min((epoch + 1) * self.per_epoch, self.total)
+        advance_estimators(self.student, epoch * self.per_epoch / self.total)
+        self.batches.go_to(epoch, done)
+        clock = time.monotonic()
+        for images, labels in self.loader:
+            span = span_at(self.spans, state.step)
+            if span.index > state.stage:
+                self._begin_stage(span)
+            self._step(images, labels, first_epoch=epoch == 0)
+            state.step += 1
+            now = time.monotonic()
+            state.seconds, clock = state.seconds + now - clock, now
+            self.recorder.step(state)
+            if state.step == end:
+                break
+            if self.recorder.is_due():
+                self.recorder.save(state, self._parts())
+        self._close_epoch(epoch + 1, clock)
+
+    def _close_epoch(self, epoch: int, clock: float) -> None:
+        """Measure the student, keep it if it is the best so far, and write the checkpoint, which comes last."""
+        state, span = self.state, self.spans[self.state.stage]
+        share_buffers(self.student)
+        parts = self._parts()
+        accuracy = self._held_out_accuracy()
+        if span is self.spans[-1] and accuracy > state.best_accuracy:
+            state.best_epoch, state.best_accuracy = epoch, accuracy
+            self.recorder.keep_best(self.student)
+        signs = weight_signs(self.student)
+        x = self._monitor_input()
+        state.seconds += time.monotonic() - clock
+        record = EpochRecord(
+            epoch=epoch,
+            stage=span.number,
+            step=state.step,
+            loss=state.tally.mean_loss,
+            train_accuracy=state.tally.accuracy,
+            held_out_accuracy=accuracy,
+            lr=learning_rate(self.training, self.spans, state.step - 1),
+            seconds=state.seconds - state.epoch_seconds,
+            flip_ratio=flip_ratios(state.signs, signs),
+            dead_channels=dead_channels(self.student, x),
+        )
+        state.signs = signs
+        state.history.append(record)
+        self.recorder.epoch(state, record)
+        self.recorder.save(state, parts)
+
+    def _finish(self) -> TrainReport:
+        """Load the best weights, re-estimate batch norm on clean images, keep whichever measures better."""
+        state = self.state
+        best = self.recorder.best()
+        self.student.load_state_dict(best)
+        set_stage(self.student, weights=True, inputs=True)
+        running = self._held_out_accuracy()
+        self._reestimate()
+        accuracy = self._held_out_accuracy()
+        if accuracy < running:
+            self.student.load_state_dict(best)
+        self.recorder.keep_best(self.student)
+        report = TrainReport(
+            epochs=len(state.history),
+            steps=state.step,
+            best_epoch=state.best_epoch,
+            held_out_accuracy=max(accuracy, running),
+            start_accuracy=state.start_accuracy,
+            samples=len(self.part),
+            held_out_samples=len(self.held_out),
+            seconds=state.seconds,
+            history=tuple(state.history),
+        )
+        self.accelerator.wait_for_everyone()
+        self.recorder.done(report)
+        return report
+
+    def _step(self, images: Tensor, labels: Tensor, *, first_epoch: bool) -> None:
+        """One optimizer step."""
+        accelerator, state, seed = self.accelerator, self.state, self.setup.seed
+        rank, ranks = accelerator.process_index, accelerator.num_processes
+        draws = generator_for(seed, "augment", state.step)
+        x = to_input(augment(images, self.setup.augmentation, draws, rank=rank, ranks=ranks), self.data)
+        torch.manual_seed(derive_seed(seed, "step", state.step, rank))
+        self.student.train()
+        with accelerator.autocast():
+            made = self.objective(self.wrapped, x, labels, check=first_epoch)
+        count = labels.new_tensor(len(labels))
+        correct = (made.logits.detach().argmax(dim=1) == labels).sum()
+        totals = sums(accelerator, [made.loss * count, correct, count])
+        if not math.isfinite(totals[0]):
+            torch.manual_seed(derive_seed(seed, "step", state.step, rank))
+            refuse_not_finite(self.student, x, loss=totals[0], step=state.step, teacher_logits=made.teacher_logits)
+        state.tally.add(*totals)
+        accelerator.backward(made.loss)
+        if self.training.gradient_clip is not None:
+            accelerator.clip_grad_norm_(self.student.parameters(), self.training.gradient_clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.training, self.spans, state.step)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        clip_latent(self.student)
+
+    def _calibrate(self) -> None:
+        torch.manual_seed(derive_seed(self.setup.seed, "calibrate"))
+        calibrate_inputs(self.student, next(self._clean_batches(1)))
+
+    def _reestimate(self) -> None:
+        reestimate_batch_norm(self.student, self._clean_batches(self.training.batch_norm_batches))
+
+    def _clean_batches(self, count: int) -> Iterator[Tensor]:
+        """Up to `count` whole batches of the training part without augmentation, the same for every process."""
+        batch = self.batches.batch_size
+        chosen = sample_of(self.part, count * batch, seed=self.setup.seed)
+        loader = plain_loader(chosen, self.data, batch_size=batch, seed=self.setup.seed)
+        inputs = (to_input(images, self.data, self.accelerator.device) for images, _ in loader)
+        return (x for x in inputs if len(x) == batch)
+
+    def _held_out_accuracy(self) -> float:
+        self.student.eval()
+        batches = ((to_input(images, self.data), labels) for images, labels in self.held_out_loader)
+        return measure_accuracy(self.student, batches, gather=self.accelerator.gather_for_metrics).accuracy
+
+    def _monitor_input(self) -> Tensor:
+        """A fixed held-out batch."""
+        chosen = sample_of(self.held_out, MONITOR_BATCH, seed=self.setup.seed)
+        loader = plain_loader(chosen, self.data, batch_size=MONITOR_BATCH, seed=self.setup.seed)
+        images, _ = next(iter(loader))
+        return to_input(images, self.data, self.accelerator.device)

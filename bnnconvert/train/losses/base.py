@@ -1,0 +1,40 @@
+"""What a loss is: a number from one batch's outputs, the teacher's included where the loss asks for them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What student and teacher made of one batch; features are by module path.
+
+    Shapes: logits and teacher_logits (N, classes), labels (N,).
+    """
+
+    logits: Tensor
+    labels: Tensor
+    teacher_logits: Tensor | None = None
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+    teacher_features: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Loss(ABC):
+    """One term of the training loss, a mean over the batch."""
+
+    source: ClassVar[str]
+    needs_teacher: ClassVar[bool] = True
+
+    def features(self, student: nn.Module, teacher: nn.Module) -> list[str]:
+        """Paths of the modules whose outputs the loss compares; none by default.
+
+        Raises: UsageError where a path of the recipe is in neither model.
+        """
+        return []
+
+    @abstractmethod
+    def __call__(self, outputs: Outputs) -> Tensor:
+        """The loss as a scalar with gradient to the student only."""

@@ -1,0 +1,48 @@
+"""Modules that stand in student and teacher under the same path, chosen by globs."""
+
+from collections import Counter
+from fnmatch import fnmatchcase
+
+from torch import nn
+from torch.fx import GraphModule
+
+from bnnconvert.errors import UsageError
+from bnnconvert.values.tables import nearest
+
+
+def paired_paths(student: nn.Module, teacher: nn.Module, at: list[str], *, what: str) -> list[str]:
+    """Paths that match one of the globs and that both models call exactly once, in the student's order.
+
+    Raises: UsageError naming a glob that matches nothing.
+    """
+    twins = _called_once(teacher)
+    common = [path for path in _called_once(student) if path in twins]
+    chosen: list[str] = []
+    for glob in at:
+        found = [path for path in common if fnmatchcase(path, glob)]
+        if not found:
+            raise UsageError(
+                f"training.losses: {what} at {glob!r} matches no module that both student and teacher call once; "
+                f"{nearest(glob, common)}"
+            )
+        chosen += found
+    return [path for path in common if path in chosen]
+
+
+def _called_once(model: nn.Module) -> list[str]:
+    if isinstance(model, GraphModule):
+        calls = Counter(str(node.target) for node in model.graph.nodes if node.op == "call_module")
+        return [path for path, count in calls.items() if count == 1]
+    return [path for path, module in model.named_modules() if not any(True for _ in module.children())]
+
+
+def check_shapes(path: str, student: tuple[int, ...], teacher: tuple[int, ...], *, what: str) -> None:
+    """Compare the shapes of two paired outputs.
+
+    Raises: UsageError naming the path and both shapes.
+    """
+    if student != teacher:
+        raise UsageError(
+            f"training.losses: {what} cannot compare {path!r}: the student's output is {student}, "
+            f"the teacher's {teacher}; leave the path out."
+        )

@@ -1,0 +1,70 @@
+"""What a run is really made with: the recipe's training section with the caller's changes on top."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from bnnconvert.errors import UsageError
+from bnnconvert.train.augment import Choice
+from bnnconvert.values.recipe import Training
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything about a run that is neither model nor data."""
+
+    training: Training
+    seed: int
+    augmentation: Choice
+    mixed_precision: Literal["no", "fp16", "bf16"]
+    max_steps: int | None
+    workers: int
+
+    def total_steps(self, per_epoch: int) -> int:
+        """Optimizer steps of the whole run."""
+        steps = self.training.epochs * per_epoch
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+
+def override(
+    training: Training,
+    *,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    validation_share: float | None = None,
+    max_steps: int | None = None,
+) -> Training:
+    """The recipe's training section with other epochs, batch size, learning rate or held-out share.
+
+    A learning rate of a stage keeps its ratio to the optimizer's.
+
+    Raises: UsageError for a number that makes no sense.
+    """
+    for name, number in (("epochs", epochs), ("batch_size", batch_size), ("lr", lr), ("max_steps", max_steps)):
+        if number is not None and not 0 < number < math.inf:
+            raise UsageError(f"{name} is {number}; give a number above 0.")
+    if validation_share is not None and not 0 < validation_share < 1:
+        raise UsageError(f"validation_share is {validation_share}; give a number between 0 and 1.")
+    given = {"epochs": epochs, "batch_size": batch_size, "validation_share": validation_share}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if lr is not None:
+        ratio = lr / training.optimizer.lr
+        changes["optimizer"] = training.optimizer.model_copy(update={"lr": lr})
+        changes["stages"] = [
+            stage if stage.lr is None else stage.model_copy(update={"lr": stage.lr * ratio})
+            for stage in training.stages
+        ]
+    return training.model_copy(update=changes)
+
+
+def environment(device: torch.device, processes: int) -> dict[str, Any]:
+    """What rounding depends on beside the settings: a resumed run is exact where it is the same."""
+    return {
+        "torch": str(torch.__version__),
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+    }

@@ -1,0 +1,118 @@
+"""Students small enough to train in a second, data that they can learn, and a run over both."""
+
+import sys
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Tracer
+
+from bnnconvert.binarizers.shifted_sign import ShiftedSignInput
+from bnnconvert.binarizers.sign import SignInput, SignWeight
+from bnnconvert.estimators.approx_sign import ApproxSign
+from bnnconvert.estimators.clip import Clip
+from bnnconvert.layers.base import BinaryLayer
+from bnnconvert.layers.conv2d import BinaryConv2d
+from bnnconvert.layers.linear import BinaryLinear
+from bnnconvert.train.loop import finetune
+from bnnconvert.values.data import Data, Images
+from bnnconvert.values.recipe import Training
+from bnnconvert.values.report import TrainReport
+
+CLASSES = 3
+
+
+class LeafTracer(Tracer):
+    """Keeps binary layers whole, as the converter's own tracer does."""
+
+    def is_leaf_module(self, module: nn.Module, path: str) -> bool:
+        return isinstance(module, BinaryLayer) or super().is_leaf_module(module, path)
+
+
+def trace(model: nn.Module) -> GraphModule:
+    return GraphModule(model, LeafTracer().trace(model))
+
+
+def float_net(*, norm: bool = True) -> nn.Sequential:
+    """A convolutional network of a few hundred parameters for 3-channel images of 8x8."""
+    layers: list[tuple[str, nn.Module]] = [
+        ("stem", nn.Conv2d(3, 6, 3, padding=1)),
+        ("stem_norm", nn.BatchNorm2d(6) if norm else nn.Identity()),
+        ("conv", nn.Conv2d(6, 8, 3, stride=2, padding=1)),
+        ("conv_norm", nn.BatchNorm2d(8) if norm else nn.Identity()),
+        ("act", nn.Hardtanh()),
+        ("drop", nn.Dropout(0.1)),
+        ("pool", nn.AdaptiveAvgPool2d(2)),
+        ("flatten", nn.Flatten()),
+        ("hidden", nn.Linear(32, 8)),
+        ("head", nn.Linear(8, CLASSES)),
+    ]
+    return nn.Sequential(OrderedDict(layers))
+
+
+def make_teacher(*, seed: int = 0, norm: bool = True) -> GraphModule:
+    torch.manual_seed(seed)
+    return trace(float_net(norm=norm)).eval()
+
+
+def make_student(*, seed: int = 1, norm: bool = True, weight_only: bool = False) -> GraphModule:
+    """The same network with a binary convolution and a binary linear layer."""
+    torch.manual_seed(seed)
+    net = float_net(norm=norm)
+    inputs = None if weight_only else ShiftedSignInput(6, estimator=ApproxSign())
+    net.conv = BinaryConv2d.from_float(
+        net.conv, weight_binarizer=SignWeight(estimator=Clip()), input_binarizer=inputs, pad_bit="zero"
+    )
+    net.hidden = BinaryLinear.from_float(
+        net.hidden,
+        weight_binarizer=SignWeight(estimator=Clip()),
+        input_binarizer=SignInput(32, estimator=Clip()),
+    )
+    return trace(net)
+
+
+def make_data(*, samples: int = 120, seed: int = 0, classes: int = CLASSES) -> Data:
+    """Colour images of 8x8 whose brightest channel is the class."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(samples) % classes
+    images = torch.randint(0, 120, (samples, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    images[torch.arange(samples), labels % 3] += 110
+    return Data(
+        train=Images(images, labels),
+        test=None,
+        classes=None,
+        sample_shape=(3, 8, 8),
+        scale="uint8",
+        mean=(0.3, 0.3, 0.3),
+        std=(0.25, 0.25, 0.25),
+        source="toy",
+    )
+
+
+def make_training(**changes: Any) -> Training:
+    """A few quick epochs."""
+    quick: dict[str, Any] = {"epochs": 3, "batch_size": 16, "batch_norm_batches": 3, "validation_share": 0.2}
+    quick["optimizer"] = {"name": "adam", "lr": 0.01}
+    return Training.model_validate(quick | changes)
+
+
+def run(folder: Path | None = None, **changes: Any) -> tuple[GraphModule, TrainReport]:
+    """A whole run on the toys: the student and the report. `training` may hold changes of the recipe."""
+    student = changes.pop("student", None) or make_student()
+    teacher = changes.pop("teacher", None) or make_teacher()
+    data = changes.pop("data", None) or make_data()
+    training = make_training(**changes.pop("training", {}))
+    report = finetune(student, teacher, data, training, folder=folder, device="cpu", **changes)
+    return student, report
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    """Whether two state dicts hold the same bits."""
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), resume=True, checkpoint_seconds=0.0)
