@@ -1,0 +1,133 @@
+"""Facts about fx graphs of modules that several stages ask for: modules behind nodes, chains, shapes, edits.
+
+Guard on the module, not on the node: a module called twice must not be edited for one of its calls.
+"""
+
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Interpreter, Node
+
+from bnnconvert.layers.base import BinaryLayer
+from bnnconvert.layers.rprelu import RPReLU
+
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, RPReLU)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+PASS_THROUGH = (nn.Identity, nn.Dropout, nn.Dropout2d)
+WEIGHT_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.RNNBase, BinaryLayer)
+
+
+def module_of(graph: GraphModule, node: object) -> nn.Module | None:
+    """Module that `node` calls, or None for any other kind of node."""
+    if isinstance(node, Node) and node.op == "call_module":
+        return graph.get_submodule(str(node.target))
+    return None
+
+
+def is_call_of(graph: GraphModule, node: object, types: type[nn.Module] | tuple[type[nn.Module], ...]) -> bool:
+    """Whether `node` calls a module of one of `types`."""
+    return isinstance(module_of(graph, node), types)
+
+
+def is_add(node: object) -> bool:
+    """Whether `node` adds two tensors of one shape."""
+    return (
+        isinstance(node, Node)
+        and node.op == "call_function"
+        and node.target is operator.add
+        and len(node.args) == 2
+        and all(isinstance(a, Node) for a in node.args)
+        and len({shape_of(a) for a in node.all_input_nodes}) == 1
+    )
+
+
+def calls_of(graph: GraphModule, target: str) -> list[Node]:
+    """All nodes that call the module at `target`, aliases under other names included."""
+    module = graph.get_submodule(target)
+    return [n for n in graph.graph.nodes if module_of(graph, n) is module]
+
+
+def is_called_once(graph: GraphModule, node: Node) -> bool:
+    """Whether the module behind `node` is called there and nowhere else."""
+    return len(calls_of(graph, str(node.target))) == 1
+
+
+def input_of(node: Node) -> Node:
+    """First input of a node."""
+    return node.all_input_nodes[0]
+
+
+def only_user(node: Node) -> Node | None:
+    """The one node that reads `node`, or None if several or none do."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def shape_of(node: Node) -> tuple[int, ...] | None:
+    """Shape of the tensor that `node` gives on the example input, or None if it gives something else."""
+    shape: tuple[int, ...] | None = node.meta.get("shape")
+    return shape
+
+
+def skip_back(graph: GraphModule, node: Node, types: tuple[type[nn.Module], ...]) -> Node:
+    """First node at or before `node` that is not a module of `types`."""
+    while is_call_of(graph, node, types):
+        node = input_of(node)
+    return node
+
+
+def binary_inputs(graph: GraphModule) -> Iterator[Node]:
+    """Nodes of binary layers that binarize their input."""
+    for node in graph.graph.nodes:
+        module = module_of(graph, node)
+        if isinstance(module, BinaryLayer) and not module.is_weight_only:
+            yield node
+
+
+class _Shapes(Interpreter):
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        n.meta["shape"] = tuple(value.shape) if isinstance(value, Tensor) else None
+        return value
+
+
+def propagate_shapes(graph: GraphModule, *inputs: Tensor) -> None:
+    """Run the graph once in evaluation mode and note every node's shape."""
+    mode = graph.training
+    graph.eval()
+    with torch.no_grad():
+        _Shapes(graph).run(*inputs)
+    graph.train(mode)
+
+
+def free_path(graph: GraphModule, wanted: str) -> str:
+    """`wanted`, or `wanted_1`, `wanted_2`, ... : the first path at which no module or attribute lives."""
+    parent, _, leaf = wanted.rpartition(".")
+    owner: nn.Module = graph.get_submodule(parent) if parent else graph
+    if not hasattr(owner, leaf):
+        return wanted
+    number = 1
+    while hasattr(owner, f"{leaf}_{number}"):
+        number += 1
+    return f"{wanted}_{number}"
+
+
+def insert_after(graph: GraphModule, node: Node, path: str, module: nn.Module, *, users: list[Node] | None = None) -> Node:
+    """Call `module` on `node`'s value and give the result to `users`, by default to all of them."""
+    path = free_path(graph, path)
+    graph.add_submodule(path, module)
+    readers = list(node.users) if users is None else users
+    with graph.graph.inserting_after(node):
+        added = graph.graph.call_module(path, (node,))
+    added.meta = dict(node.meta)
+    for user in readers:
+        user.replace_input_with(node, added)
+    return added
+
+
+def set_module(graph: GraphModule, path: str, module: nn.Module) -> None:
+    """Put `module` at `path` in place of what is there."""
+    parent, _, leaf = path.rpartition(".")
+    setattr(graph.get_submodule(parent) if parent else graph, leaf, module)

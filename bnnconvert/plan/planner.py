@@ -1,0 +1,66 @@
+"""The planner: one decision with its reason per weight layer. Reads only."""
+
+from difflib import get_close_matches
+
+from bnnconvert.errors import RefusalError, UsageError
+from bnnconvert.plan.rules import matches
+from bnnconvert.values.plan import LayerFacts, LayerPlan, Plan
+from bnnconvert.values.recipe import Match, Recipe, Rule
+
+
+def make_plan(recipe: Recipe, layers: tuple[LayerFacts, ...], *, input_shape: tuple[int, ...], model_bytes: int) -> Plan:
+    """Decide every layer by the first rule that matches it.
+
+    Raises: UsageError if a rule matches nothing; RefusalError if nothing would become binary.
+    """
+    decided = tuple(_decide(recipe.layers, facts) for facts in layers)
+    _require_rules_used(recipe, layers, decided)
+    if all(p.decision == "float" for p in decided):
+        reasons = "; ".join(dict.fromkeys(f"{p.facts.path}: {p.reason}" for p in decided)) or "it has no weight layers"
+        raise RefusalError(
+            f"Nothing in this model would become binary with recipe {recipe.name!r} ({reasons}); "
+            "use a recipe with other layer rules or a deeper model."
+        )
+    return Plan(recipe=recipe.name, input_shape=input_shape, layers=decided, model_bytes=model_bytes)
+
+
+def _decide(rules: list[Rule], facts: LayerFacts) -> LayerPlan:
+    index, rule = next(((i, r) for i, r in enumerate(rules) if matches(r.match, facts)), (None, None))
+    if rule is None:
+        return LayerPlan(facts=facts, decision="float", reason="no rule of the recipe matches it", rule=None)
+    if rule.keep is not None:
+        return LayerPlan(facts=facts, decision="float", reason=rule.keep, rule=index)
+    if facts.obstacle is not None:
+        return LayerPlan(facts=facts, decision="float", reason=facts.obstacle, rule=index)
+    assert rule.weights is not None
+    how = f"weights {rule.weights.name}"
+    if rule.inputs is None:
+        return LayerPlan(facts=facts, decision="weight-only", reason=f"{how}, float input", rule=index)
+    return LayerPlan(facts=facts, decision="binary", reason=f"{how}, input {rule.inputs.name}", rule=index)
+
+
+def _require_rules_used(recipe: Recipe, layers: tuple[LayerFacts, ...], decided: tuple[LayerPlan, ...]) -> None:
+    used = {p.rule for p in decided}
+    for index, rule in enumerate(recipe.layers):
+        if index in used or rule.optional:
+            continue
+        shadowed = any(matches(rule.match, facts) for facts in layers)
+        why = "only layers that earlier rules decide" if shadowed else "no layer of this model"
+        raise UsageError(
+            f"Recipe {recipe.name!r}, layers[{index}].match: {_shown(rule.match)} matches {why}; "
+            f"{_suggestion(rule.match, layers)}correct it, or set `optional = true`."
+        )
+
+
+def _shown(match: Match) -> str:
+    return str(match.model_dump(exclude_none=True) or "everything")
+
+
+def _suggestion(match: Match, layers: tuple[LayerFacts, ...]) -> str:
+    paths = [facts.path for facts in layers]
+    wanted = [p for p in match.path or [] if not p.startswith("re:")]
+    close = [c for p in wanted for c in get_close_matches(p, paths, n=1, cutoff=0.3)]
+    if close:
+        return f"the nearest path is {close[0]!r}; "
+    kinds = sorted({facts.kind for facts in layers})
+    return f"the model's layer kinds are {', '.join(kinds)}; " if match.kind else ""

@@ -1,0 +1,105 @@
+"""Facts from dataflow: which weight layers come first and last, and which stand on the side branch of an addition."""
+
+from collections.abc import Iterable
+
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from bnnconvert.graph import WEIGHT_LAYERS, calls_of, is_add, is_call_of, module_of, shape_of
+from bnnconvert.values.plan import LayerFacts
+
+_KINDS: dict[type[nn.Module], str] = {nn.Conv2d: "conv2d", nn.Linear: "linear"}
+
+
+def layer_facts(graph: GraphModule) -> tuple[LayerFacts, ...]:
+    """Facts about every weight layer, one per module, in execution order."""
+    nodes = [n for n in graph.graph.nodes if is_call_of(graph, n, WEIGHT_LAYERS)]
+    above = _ancestors(graph, nodes)
+    below = {a for n in nodes for a in above[n]}
+    shortcuts = _shortcuts(graph, above)
+    seen: set[nn.Module] = set()
+    facts = []
+    for node in nodes:
+        module = module_of(graph, node)
+        assert module is not None
+        if module in seen:
+            continue
+        seen.add(module)
+        facts.append(
+            _facts(graph, node, is_first=not above[node], is_last=node not in below, is_shortcut=node in shortcuts)
+        )
+    return tuple(facts)
+
+
+def _facts(graph: GraphModule, node: Node, *, is_first: bool, is_last: bool, is_shortcut: bool) -> LayerFacts:
+    module = module_of(graph, node)
+    assert module is not None
+    weight = getattr(module, "weight", None)
+    groups = getattr(module, "groups", 1)
+    return LayerFacts(
+        path=str(node.target),
+        kind=_KINDS.get(type(module), type(module).__name__.lower()),
+        input_shape=shape_of(node.all_input_nodes[0]) or (),
+        output_shape=shape_of(node) or (),
+        weight_shape=tuple(weight.shape) if weight is not None else (),
+        parameters=sum(p.numel() for p in module.parameters()),
+        is_first=is_first,
+        is_last=is_last,
+        is_depthwise=groups > 1 and groups == getattr(module, "in_channels", 0),
+        is_shortcut=is_shortcut,
+        obstacle=_obstacle(graph, node, module),
+    )
+
+
+def _obstacle(graph: GraphModule, node: Node, module: nn.Module) -> str | None:
+    """Why the layer cannot be binary, whatever the recipe says."""
+    if type(module) not in _KINDS:
+        return f"there is no binary {type(module).__name__}"
+    calls = len(calls_of(graph, str(node.target)))
+    if calls > 1:
+        return f"the module is called {calls} times, and each call would need its own binarizer"
+    if "weight" not in dict(module.named_parameters(recurse=False)):
+        return "its weight is computed, not a plain parameter"
+    if isinstance(module, nn.Conv2d) and (isinstance(module.padding, str) or module.padding_mode != "zeros"):
+        how = module.padding if isinstance(module.padding, str) else module.padding_mode
+        return f"its padding is {how!r}, not a number of zeros"
+    shape = shape_of(node.all_input_nodes[0])
+    if isinstance(module, nn.Linear) and (shape is None or len(shape) != 2):
+        return f"its input has shape {shape}, not (batch, features)"
+    return None
+
+
+def _ancestors(graph: GraphModule, weight_nodes: Iterable[Node]) -> dict[Node, frozenset[Node]]:
+    """Weight-layer nodes before each node."""
+    weights = set(weight_nodes)
+    above: dict[Node, frozenset[Node]] = {}
+    for node in graph.graph.nodes:
+        parents = [above[p] | ({p} if p in weights else set()) for p in node.all_input_nodes]
+        above[node] = frozenset().union(*parents)
+    return above
+
+
+def _shortcuts(graph: GraphModule, above: dict[Node, frozenset[Node]]) -> set[Node]:
+    """1x1 convolutions that alone make up one side of an addition whose other side does more."""
+    found: set[Node] = set()
+    for add in filter(is_add, graph.graph.nodes):
+        if len(add.all_input_nodes) != 2:
+            continue
+        left, right = (above[p] | ({p} if p in above and _is_weight(graph, p) else set()) for p in add.all_input_nodes)
+        for own, other in ((left - right, right - left), (right - left, left - right)):
+            if len(own) == 1 and other and _is_pointwise(graph, next(iter(own))) and not _all_pointwise(graph, other):
+                found |= own
+    return found
+
+
+def _is_weight(graph: GraphModule, node: Node) -> bool:
+    return is_call_of(graph, node, WEIGHT_LAYERS)
+
+
+def _is_pointwise(graph: GraphModule, node: Node) -> bool:
+    module = module_of(graph, node)
+    return isinstance(module, nn.Conv2d) and tuple(module.kernel_size) == (1, 1)
+
+
+def _all_pointwise(graph: GraphModule, nodes: frozenset[Node] | set[Node]) -> bool:
+    return len(nodes) == 1 and all(_is_pointwise(graph, n) for n in nodes)

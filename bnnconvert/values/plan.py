@@ -1,0 +1,132 @@
+"""What a recipe does to one model: a decision with its reason per layer, and what each rewrite did."""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from bnnconvert.bits import row_bytes
+
+Decision = Literal["binary", "weight-only", "float"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerFacts:
+    """What the graph says about one weight layer.
+
+    Shapes: input_shape, output_shape with the batch of the example; weight_shape (O, I / groups, ...).
+    """
+
+    path: str
+    kind: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    weight_shape: tuple[int, ...]
+    parameters: int
+    is_first: bool = False
+    is_last: bool = False
+    is_depthwise: bool = False
+    is_shortcut: bool = False
+    obstacle: str | None = None
+    """Why this layer cannot be made binary at all, or None."""
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds for one sample."""
+        positions = 1
+        for size in self.output_shape[2:]:
+            positions *= size
+        weights = 1
+        for size in self.weight_shape:
+            weights *= size
+        return weights * positions
+
+    @property
+    def float_bytes(self) -> int:
+        """Bytes of the float weights and bias."""
+        return 4 * self.parameters
+
+    def packed_bytes(self, planes: int = 1) -> int:
+        """Bytes of the weights as `planes` bit planes, each filter padded to a byte."""
+        k = 1
+        for size in self.weight_shape[1:]:
+            k *= size
+        return planes * self.weight_shape[0] * row_bytes(k)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPlan:
+    """The decision for one layer."""
+
+    facts: LayerFacts
+    decision: Decision
+    reason: str
+    rule: int | None
+    """Index of the recipe's rule that decided, or None where the graph did."""
+
+    @property
+    def bytes(self) -> int:
+        """Weight bytes after conversion."""
+        return self.facts.float_bytes if self.decision == "float" else self.facts.packed_bytes()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewriteRecord:
+    """What one rewrite did: how often, and where it would not and why."""
+
+    name: str
+    promise: str
+    count: int
+    refusals: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One decision per weight layer, in execution order, and the record of the rewrites."""
+
+    recipe: str
+    input_shape: tuple[int, ...]
+    layers: tuple[LayerPlan, ...]
+    rewrites: tuple[RewriteRecord, ...] = ()
+    model_bytes: int = 0
+    """Bytes of all parameters and buffers of the float model."""
+    predicted_bytes: int | None = None
+    """Bytes of all tensors of the packed artifact, golden input and output apart."""
+    warnings: tuple[str, ...] = field(default=())
+
+    def layer(self, path: str) -> LayerPlan | None:
+        """Decision for the layer at `path`."""
+        return next((p for p in self.layers if p.facts.path == path), None)
+
+    def with_rewrites(self, records: list[RewriteRecord]) -> "Plan":
+        """This plan with what the rewrites did."""
+        return replace(self, rewrites=tuple(records))
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """Sums over the layers; operations are multiply-adds for one sample."""
+        binary = [p for p in self.layers if p.decision != "float"]
+        return {
+            "layers": len(self.layers),
+            "binary_layers": len(binary),
+            "macs": sum(p.facts.macs for p in self.layers),
+            "binary_macs": sum(p.facts.macs for p in binary),
+            "float_bytes": sum(p.facts.float_bytes for p in self.layers),
+            "packed_bytes": sum(p.bytes for p in self.layers),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """This plan as plain data."""
+        layers = [
+            asdict(p.facts)
+            | {"macs": p.facts.macs, "float_bytes": p.facts.float_bytes, "packed_bytes": p.bytes}
+            | {"name": p.facts.path, "decision": p.decision, "reason": p.reason, "rule": p.rule}
+            for p in self.layers
+        ]
+        return {
+            "recipe": self.recipe,
+            "input_shape": list(self.input_shape),
+            "layers": layers,
+            "rewrites": [asdict(r) for r in self.rewrites],
+            "warnings": list(self.warnings),
+            "totals": self.totals
+            | {"model_bytes": self.model_bytes, "predicted_artifact_bytes": self.predicted_bytes},
+        }
