@@ -45,3 +45,67 @@ class TrainReport:
     held_out_samples: int
     seconds: float
     history: tuple[EpochRecord, ...]
+
+
+@dataclass(frozen=True)
+class PackedLayerReport:
+    """One binary layer of an artifact."""
+
+    layer: str
+    binary_weights: int
+    """±1 weights, all planes counted."""
+    weight_bytes: int
+    other_bytes: int
+    """Thresholds, scales and biases."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export wrote. Units: bytes; file_bytes = tensor_bytes + golden_bytes + header_bytes."""
+
+    path: str
+    predicted_bytes: int
+    """Of the tensors, from the deployed student, before anything was written."""
+    tensor_bytes: int
+    golden_bytes: int
+    header_bytes: int
+    file_bytes: int
+    float_bytes: int
+    """Parameters and buffers of the float model."""
+    golden_difference: float
+    """Largest absolute difference between the reopened file and the student on the golden input."""
+    layers: tuple[PackedLayerReport, ...]
+
+
+@dataclass(frozen=True)
+class LayerFlips:
+    """Input bits of one binary layer in which session and student differ."""
+
+    layer: str
+    bits: int
+    flips: int
+    boundary: int
+    """Flips of values within rounding of a threshold."""
+    first: int
+    """Flips in samples that have no flip in an earlier layer; each of them must be at a boundary."""
+    first_boundary: int
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """Session against student."""
+
+    samples: int
+    agreement: float
+    """Share of samples with the same top-1 class in the first output."""
+    largest_difference: float
+    differing_samples: int
+    """Samples whose outputs differ by more than the tolerance."""
+    unexplained_samples: int
+    """Those of them that no flip at a boundary explains; more than none is a failure."""
+    layers: tuple[LayerFlips, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every difference comes from a value within rounding of a sign boundary."""
+        return self.unexplained_samples == 0 and all(layer.first == layer.first_boundary for layer in self.layers)

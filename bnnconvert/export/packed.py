@@ -1,0 +1,151 @@
+"""Target `packed`: lower, write, reopen in a fresh session, compare with the student, and only then keep the file."""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from bnnconvert.artifact.schema import Array, Artifact, Metadata
+from bnnconvert.artifact.writer import write
+from bnnconvert.errors import ArtifactError, RefusalError, UsageError, VerificationError
+from bnnconvert.export.verify import verify
+from bnnconvert.lower.deploy import deploy, tensor_bytes
+from bnnconvert.lower.program import lower
+from bnnconvert.runtime.session import Session, flattened
+from bnnconvert.values.files import atomic_write
+from bnnconvert.values.program import Constant, Node, Program
+from bnnconvert.values.report import ExportReport, PackedLayerReport, VerifyReport
+
+
+def export_packed(
+    student: GraphModule,
+    path: str | Path,
+    *,
+    golden_input: Tensor,
+    metadata: Metadata | None = None,
+    teacher: nn.Module | None = None,
+) -> ExportReport:
+    """Write the packed artifact of a student whose every binary operand is binary.
+
+    `golden_input` holds a few samples as the model sees them. `teacher` is the float model, for its size.
+
+    Raises: RefusalError for a model that has no packed form, VerificationError where the file computes something
+    else than the student; nothing is left behind then.
+    """
+    if golden_input.dim() < 1 or len(golden_input) < 1:
+        raise UsageError("export: the golden input has no sample; give at least one")
+    golden_input = golden_input.detach().cpu().contiguous()
+    device = next((p.device for p in student.parameters()), torch.device("cpu"))
+    if device.type != "cpu":
+        raise UsageError(
+            "export: the student must be on the CPU to be compared with its packed form; call student.cpu() first"
+        )
+    deployed = deploy(student, golden_input)
+    report = export_deployed(deployed, student, path, golden_input=golden_input, metadata=metadata)
+    return dataclasses.replace(report, float_bytes=0 if teacher is None else module_bytes(teacher))
+
+
+def export_deployed(
+    deployed: GraphModule,
+    student: GraphModule,
+    path: str | Path,
+    *,
+    golden_input: Tensor,
+    metadata: Metadata | None = None,
+) -> ExportReport:
+    """Write a deployed graph and prove that the file computes what `student` computes."""
+    _check_independent(deployed, golden_input)
+    program, tensors = lower(deployed, golden_input)
+    draft = Artifact(program, tensors, metadata or Metadata(), golden_input.numpy(), ())
+    outputs = tuple(flattened(Session(draft).run(draft.golden_input)))
+    artifact = dataclasses.replace(draft, golden_outputs=outputs)
+    with atomic_write(path) as temporary:
+        write(artifact, temporary)
+        compared = _prove(temporary, student, golden_input, path)
+        file_bytes = temporary.stat().st_size
+    tensor, golden = _bytes(tensors.values()), _bytes((artifact.golden_input, *outputs))
+    return ExportReport(
+        path=str(path),
+        predicted_bytes=tensor_bytes(deployed),
+        tensor_bytes=tensor,
+        golden_bytes=golden,
+        header_bytes=file_bytes - tensor - golden,
+        file_bytes=file_bytes,
+        float_bytes=0,
+        golden_difference=compared.largest_difference,
+        layers=tuple(_layers(program, artifact)),
+    )
+
+
+def _prove(written: Path, student: GraphModule, golden_input: Tensor, path: str | Path) -> VerifyReport:
+    """Open what was written and compare it with the student."""
+    try:
+        session = Session(written)
+        session.golden_difference()
+    except (ArtifactError, VerificationError) as error:
+        raise VerificationError(
+            f"{path}: the file just written does not hold ({error}); it was removed, please report this"
+        ) from error
+    report = verify(student, session, [golden_input])
+    if not report.passed:
+        layer = next((flip.layer for flip in report.layers if flip.first > flip.first_boundary), "the output")
+        raise VerificationError(
+            f"{path}: the packed model differs from its student at {layer} (largest output difference "
+            f"{report.largest_difference:.3g}), which rounding does not explain; it was removed, please report this"
+        )
+    return report
+
+
+def _check_independent(deployed: GraphModule, golden_input: Tensor) -> None:
+    """Refuse a model in which one sample changes the output of another: the batch could not stay free."""
+    first = golden_input[:1]
+    with torch.no_grad():
+        outputs = [
+            flattened(deployed(torch.cat([first, other]))) for other in (golden_input[-1:], torch.zeros_like(first))
+        ]
+    for one, two in zip(*outputs, strict=True):
+        if not isinstance(one, Tensor) or one.dim() < 1 or len(one) != 2:
+            raise RefusalError("export: each output must be a tensor with the samples on its first axis; return it so")
+        if not torch.equal(one[0], two[0]):
+            raise RefusalError(
+                "export: one sample of a batch changes the output of another; a packed model treats each alone"
+            )
+
+
+def module_bytes(module: nn.Module) -> int:
+    """Bytes of all parameters and buffers of a module. Units: bytes."""
+    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+
+
+def _bytes(arrays: Iterable[Array]) -> int:
+    return sum(array.nbytes for array in arrays)
+
+
+def _layers(program: Program, artifact: Artifact) -> Iterable[PackedLayerReport]:
+    """Sizes of each binary layer, called once or more."""
+    packed: dict[str, list[Node]] = {}
+    for node in program.nodes:
+        if node.op.startswith("bnnconvert."):
+            packed.setdefault(node.layer, []).append(node)
+    for layer, nodes in packed.items():
+        read = {(n, a.tensor) for node in nodes for n, a in node.arguments.items() if isinstance(a, Constant)}
+        tensors = {tensor: (name == "weight", artifact.tensors[tensor]) for name, tensor in sorted(read)}
+        row_bits = next(_row_bits(node) for node in nodes if "weight" in node.arguments)
+        yield PackedLayerReport(
+            layer=layer,
+            binary_weights=sum(a.shape[0] * a.shape[1] * row_bits for is_weight, a in tensors.values() if is_weight),
+            weight_bytes=_bytes(a for is_weight, a in tensors.values() if is_weight),
+            other_bytes=_bytes(a for is_weight, a in tensors.values() if not is_weight),
+        )
+
+
+def _row_bits(node: Node) -> int:
+    arguments: dict[str, Any] = dict(node.arguments)
+    if "in_features" in arguments:
+        return int(arguments["in_features"])
+    return int(math.prod(arguments["kernel"]) * arguments["in_channels"] // arguments["groups"])

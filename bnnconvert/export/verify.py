@@ -1,0 +1,160 @@
+"""Compare a session with the student that it was exported from.
+
+Binary operators are exact, so the two can part only where a float value lands on the other side of a sign's
+threshold. Per sample, the earliest layer whose input bits differ must therefore differ only in bits whose float value
+lies within rounding of a threshold: |x - t| <= ROUNDING * max|x|, the maximum taken over the layer's input. After that
+layer the sample is on another path, and its later bits and outputs may differ by any amount.
+A sample whose bits all agree must agree in its outputs within TOLERANCE * max(1, max|output|).
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Interpreter
+
+from bnnconvert.artifact.schema import Array
+from bnnconvert.bits import Bits
+from bnnconvert.layers.base import BinaryLayer
+from bnnconvert.runtime.session import Session, flattened
+from bnnconvert.values.program import Value
+from bnnconvert.values.report import LayerFlips, VerifyReport
+
+ROUNDING = 2.0**-18
+"""64 units in the last place (half-ulp roundings of float32) of the layer's largest value."""
+TOLERANCE = 1e-3
+
+
+def verify(student: GraphModule, session: Session, batches: Iterable[Tensor]) -> VerifyReport:
+    """Run both on every batch and account for every difference; the student's mode is left as it was."""
+    tally = _Tally()
+    with evaluation(student), torch.no_grad():
+        for x in batches:
+            recorder = Recorder(student)
+            expected = flattened(recorder.run(x))
+            values = session.trace(x.numpy())
+            flips = _Flips(len(x))
+            for layer, call, bits in _input_bits(session, values):
+                flips.add(layer, bits, student.get_submodule(layer), recorder.inputs[layer][call])
+            actual = [values[name] for name in session.program.output.values()]
+            tally.add(flips, actual, [e.numpy() for e in expected])
+    return tally.report()
+
+
+@contextmanager
+def evaluation(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, every submodule's own mode afterwards."""
+    modes = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
+
+
+class Recorder(Interpreter):
+    """Runs a student and keeps what enters its binary layers, call by call."""
+
+    def __init__(self, student: GraphModule) -> None:
+        super().__init__(student)
+        self.inputs: dict[str, list[Tensor]] = {}
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if isinstance(self.fetch_attr(target), BinaryLayer):
+            self.inputs.setdefault(target, []).append(args[0])
+        return super().call_module(target, args, kwargs)
+
+
+def _input_bits(session: Session, values: Any) -> Iterator[tuple[str, int, Bits]]:
+    """Layer, number of its call, and the bits that entered it."""
+    calls: dict[str, int] = {}
+    for node in session.program.nodes:
+        if node.op in ("bnnconvert.binary_conv2d", "bnnconvert.binary_linear"):
+            argument = node.arguments["bits"]
+            assert isinstance(argument, Value)
+            yield node.layer, calls.setdefault(node.layer, 0), values[argument.value]
+            calls[node.layer] += 1
+
+
+def student_bits(layer: BinaryLayer, x: Tensor) -> Tensor:
+    """Input bits as the student's own binarizer gives them, planes on the channel axis."""
+    assert layer.input_binarizer is not None
+    return torch.cat([plane.pm1 > 0 for plane in layer.input_binarizer.planes(x)], 1)
+
+
+def at_boundary(layer: BinaryLayer, x: Tensor) -> Tensor:
+    """Which input bits belong to a value within rounding of a threshold.
+
+    Shapes: x (N, C, ...) -> (N, P * C, ...).
+    """
+    assert layer.input_binarizer is not None
+    thresholds = layer.input_binarizer.encoder().thresholds.to(x)
+    tail = (1,) * (x.dim() - 2)
+    distance = torch.stack(
+        [(x.unsqueeze(1) - t.reshape(1, *t.shape, *tail)).abs() for t in thresholds.unbind(-1)]
+    ).amin(0)
+    return (distance <= ROUNDING * float(x.abs().max())).flatten(1, 2)
+
+
+class _Flips:
+    """Differences in bits of one batch, layer by layer in execution order."""
+
+    def __init__(self, samples: int) -> None:
+        self.layers: list[LayerFlips] = []
+        self.parted = np.zeros(samples, np.bool_)
+        self.explained = np.ones(samples, np.bool_)
+
+    def add(self, name: str, bits: Bits, layer: nn.Module, x: Tensor) -> None:
+        """Compare the bits that enter one call of a layer."""
+        assert isinstance(layer, BinaryLayer)
+        flips = (bits != student_bits(layer, x).numpy()).reshape(len(bits), -1)
+        boundary = flips & at_boundary(layer, x).numpy().reshape(flips.shape) if flips.any() else flips
+        first = flips & ~self.parted[:, None]
+        counts = (flips, boundary, first, first & boundary)
+        self.layers.append(LayerFlips(name, flips.size, *(int(c.sum()) for c in counts)))
+        self.explained &= ~(first & ~boundary).any(1)
+        self.parted |= flips.any(1)
+
+
+@dataclass
+class _Tally:
+    """Sums over batches."""
+
+    samples: int = 0
+    agreeing: int = 0
+    differing: int = 0
+    unexplained: int = 0
+    largest: float = 0.0
+    layers: list[LayerFlips] = field(default_factory=list)
+
+    def add(self, flips: _Flips, actual: list[Array], expected: list[Array]) -> None:
+        """Account for one batch."""
+        differs = np.zeros(len(flips.parted), np.bool_)
+        for a, e in zip(actual, expected, strict=True):
+            difference = np.abs(a.astype(np.float64) - e.astype(np.float64)).reshape(len(a), -1).max(1, initial=0.0)
+            differs |= ~(difference <= TOLERANCE * max(1.0, float(np.abs(e).max(initial=0.0))))
+            self.largest = max(self.largest, float(difference.max(initial=0.0)))
+        if actual:
+            top = [np.argmax(side[0].reshape(len(side[0]), -1), axis=1) for side in (actual, expected)]
+            self.agreeing += int((top[0] == top[1]).sum())
+        self.samples += len(differs)
+        self.differing += int(differs.sum())
+        self.unexplained += int((differs & ~(flips.parted & flips.explained)).sum())
+        self.layers = (
+            [_sum(*pair) for pair in zip(self.layers, flips.layers, strict=True)] if self.layers else flips.layers
+        )
+
+    def report(self) -> VerifyReport:
+        """What it all came to."""
+        agreement = self.agreeing / self.samples if self.samples else 1.0
+        return VerifyReport(self.samples, agreement, self.largest, self.differing, self.unexplained, tuple(self.layers))
+
+
+def _sum(a: LayerFlips, b: LayerFlips) -> LayerFlips:
+    counts = ("bits", "flips", "boundary", "first", "first_boundary")
+    return LayerFlips(a.layer, *(getattr(a, name) + getattr(b, name) for name in counts))

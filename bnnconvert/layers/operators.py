@@ -1,0 +1,224 @@
+"""Operators of the packed program, with reference implementations in torch on any device.
+
+    encode         bit[p, c] = start[p, c] xor (number of t with thresholds[p, c, t] <= x is odd)
+    binary_*       acc[p, m] = map(A_p, B_m)      A, B the ±1 tensors behind bits and packed rows: an exact int32
+    signed_*       acc[m] = map(x, B_m)           float input
+    affine         y = acc_0 s_0 + acc_1 s_1 + ... + bias, rounded to float32 after each step, in this order
+
+Planes stand on the channel axis, p slowest, then m. Weight rows are packed as `bits.py` says, in (kh, kw, c)
+order. A threshold of +inf, or 2^31 - 1 for int32, is padding and never counts; NaN is below every threshold.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+EXACT_K = 2**24
+"""A sum of fewer than this many ±1 is exact in float32."""
+
+
+def padding_threshold(dtype: torch.dtype) -> float | int:
+    """Threshold that stands for `none`."""
+    return math.inf if dtype.is_floating_point else torch.iinfo(dtype).max
+
+
+@torch.library.custom_op("bnnconvert::encode", mutates_args=())
+def encode(x: Tensor, thresholds: Tensor, start: Tensor) -> Tensor:
+    """Bits of an activation, one group of channels per plane.
+
+    Shapes: x (N, C, ...), thresholds (P, C or 1, T), start (P, C or 1), bits (N, P * C, ...).
+    """
+    per_channel = (1, *start.shape, *(1,) * (x.dim() - 2))
+    none = padding_threshold(thresholds.dtype)
+    x = x.unsqueeze(1)
+    bits = start.reshape(per_channel).expand(x.shape[0], start.shape[0], *x.shape[2:])
+    for threshold in thresholds.unbind(-1):
+        threshold = threshold.reshape(per_channel)
+        bits = bits ^ ((threshold <= x) & (threshold != none))
+    return bits.flatten(1, 2).clone()
+
+
+@encode.register_fake
+def _(x: Tensor, thresholds: Tensor, start: Tensor) -> Tensor:
+    shape = (x.shape[0], start.shape[0] * x.shape[1], *x.shape[2:])
+    return x.new_empty(shape, dtype=torch.bool)
+
+
+def unpack(weight: Tensor, k: int) -> Tensor:
+    """Packed rows as ±1 float32.
+
+    Shapes: (M, O, row_bytes) -> (M, O, K).
+    """
+    shifts = torch.arange(8, device=weight.device, dtype=torch.uint8)
+    bits = (weight.unsqueeze(-1) >> shifts) & 1
+    return bits.flatten(-2)[..., :k].float() * 2 - 1
+
+
+def unpack_filters(weight: Tensor, in_channels: int, kernel: Sequence[int], groups: int) -> Tensor:
+    """Packed rows as ±1 filters.
+
+    Shapes: (M, O, row_bytes) -> (M, O, C / groups, kh, kw).
+    """
+    per_group = in_channels // groups
+    filters = unpack(weight, per_group * math.prod(kernel))
+    return filters.reshape(*weight.shape[:2], *kernel, per_group).permute(0, 1, 4, 2, 3).contiguous()
+
+
+def out_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    """Positions of a kernel along one axis."""
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def convolve(
+    x: Tensor, filters: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int, pad_bit: str
+) -> Tensor:
+    """Convolve one plane with M planes of filters; the result has the planes on its channel axis."""
+    if pad_bit == "one" and any(padding):
+        x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]), value=1.0)
+        padding = [0, 0]
+    return torch.cat([F.conv2d(x, f, None, stride, padding, dilation, groups) for f in filters], 1)
+
+
+def _conv_shape(
+    x: Tensor,
+    weight: Tensor,
+    planes: int,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> tuple[int, ...]:
+    channels = planes * weight.shape[0] * weight.shape[1]
+    sizes = (out_size(s, *a) for s, *a in zip(x.shape[2:], kernel, stride, padding, dilation, strict=True))
+    return (x.shape[0], channels, *sizes)
+
+
+@torch.library.custom_op("bnnconvert::binary_conv2d", mutates_args=())
+def binary_conv2d(
+    bits: Tensor,
+    weight: Tensor,
+    in_channels: int,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    pad_bit: str,
+) -> Tensor:
+    """Exact convolution of every input plane with every weight plane.
+
+    Shapes: bits (N, P * C, H, W), weight (M, O, row_bytes), acc (N, P * M * O, H', W').
+    """
+    exact = torch.float32 if in_channels // groups * math.prod(kernel) < EXACT_K else torch.float64
+    filters = unpack_filters(weight, in_channels, kernel, groups).to(exact)
+    planes = torch.split(bits.to(exact) * 2 - 1, in_channels, 1)
+    parts = [convolve(p, filters, stride, padding, dilation, groups, pad_bit) for p in planes]
+    return torch.cat(parts, 1).to(torch.int32)
+
+
+@binary_conv2d.register_fake
+def _(
+    bits: Tensor,
+    weight: Tensor,
+    in_channels: int,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    pad_bit: str,
+) -> Tensor:
+    planes = bits.shape[1] // in_channels
+    shape = _conv_shape(bits, weight, planes, kernel, stride, padding, dilation)
+    return bits.new_empty(shape, dtype=torch.int32)
+
+
+@torch.library.custom_op("bnnconvert::binary_linear", mutates_args=())
+def binary_linear(bits: Tensor, weight: Tensor, in_features: int) -> Tensor:
+    """Exact product of every input plane with every weight plane, over the last axis.
+
+    Shapes: bits (N, ..., P * I), weight (M, O, row_bytes), acc (N, ..., P * M * O).
+    """
+    exact = torch.float32 if in_features < EXACT_K else torch.float64
+    rows = unpack(weight, in_features).to(exact).flatten(0, 1)
+    planes = torch.split(bits.to(exact) * 2 - 1, in_features, -1)
+    return torch.cat([F.linear(p, rows) for p in planes], -1).to(torch.int32)
+
+
+@binary_linear.register_fake
+def _(bits: Tensor, weight: Tensor, in_features: int) -> Tensor:
+    planes = bits.shape[-1] // in_features
+    return bits.new_empty((*bits.shape[:-1], planes * weight.shape[0] * weight.shape[1]), dtype=torch.int32)
+
+
+@torch.library.custom_op("bnnconvert::signed_conv2d", mutates_args=())
+def signed_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    in_channels: int,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    pad_bit: str,
+) -> Tensor:
+    """Convolution of a float input with every weight plane.
+
+    Shapes: x (N, C, H, W), weight (M, O, row_bytes), acc (N, M * O, H', W').
+    """
+    filters = unpack_filters(weight, in_channels, kernel, groups).to(x.dtype)
+    return convolve(x, filters, stride, padding, dilation, groups, pad_bit)
+
+
+@signed_conv2d.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    in_channels: int,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    pad_bit: str,
+) -> Tensor:
+    return x.new_empty(_conv_shape(x, weight, 1, kernel, stride, padding, dilation))
+
+
+@torch.library.custom_op("bnnconvert::signed_linear", mutates_args=())
+def signed_linear(x: Tensor, weight: Tensor, in_features: int) -> Tensor:
+    """Product of a float input with every weight plane, over the last axis.
+
+    Shapes: x (N, ..., I), weight (M, O, row_bytes), acc (N, ..., M * O).
+    """
+    return torch.cat([F.linear(x, rows) for rows in unpack(weight, in_features).to(x.dtype)], -1)
+
+
+@signed_linear.register_fake
+def _(x: Tensor, weight: Tensor, in_features: int) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0] * weight.shape[1]))
+
+
+@torch.library.custom_op("bnnconvert::affine", mutates_args=())
+def affine(acc: Tensor, scale: Tensor, bias: Tensor | None, axis: int) -> Tensor:
+    """Scaled sum of accumulator planes.
+
+    Shapes: acc (N, ..., Q * O, ...) with planes and channels on `axis`, scale (Q, O), bias (O,), y (N, ..., O, ...).
+    """
+    per_channel = (-1, *(1,) * (acc.dim() - 1 - axis % acc.dim()))
+    parts = torch.split(acc.to(torch.float32), scale.shape[1], axis)
+    y: Tensor = parts[0] * scale[0].reshape(per_channel)
+    for part, s in zip(parts[1:], scale[1:], strict=True):
+        y = y + part * s.reshape(per_channel)
+    return y if bias is None else y + bias.reshape(per_channel)
+
+
+@affine.register_fake
+def _(acc: Tensor, scale: Tensor, bias: Tensor | None, axis: int) -> Tensor:
+    shape = list(acc.shape)
+    shape[axis] = scale.shape[1]
+    return acc.new_empty(shape, dtype=torch.float32)

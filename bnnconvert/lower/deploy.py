@@ -1,0 +1,95 @@
+"""Student to deployed graph: every binary layer becomes encode, dot and affine; then the folds run.
+
+The deployed graph is a copy on the CPU in evaluation mode; the student is not touched. Its modules keep the user's
+paths, a packed layer being a holder at the path of the layer that it replaces.
+"""
+
+import copy
+
+import torch
+from torch.fx import GraphModule, Node
+
+from bnnconvert.errors import RefusalError
+from bnnconvert.graph import PASS_THROUGH, input_of, module_of, propagate_shapes, set_module
+from bnnconvert.layers.base import BinaryLayer
+from bnnconvert.layers.linear import BinaryLinear
+from bnnconvert.layers.packed import Encode, PackedLayer, packed_layer
+from bnnconvert.lower.folds.table import FOLDS
+
+
+def deploy(student: GraphModule, example: torch.Tensor) -> GraphModule:
+    """Deployed form of `student`; `example` is an input of at least one sample, used for shapes only."""
+    deployed = copy.deepcopy(student).cpu().eval()
+    propagate_shapes(deployed, example.detach().cpu())
+    expand(deployed)
+    for fold in FOLDS.values():
+        for site in fold.find(deployed):
+            fold.apply(deployed, site)
+    deployed.graph.eliminate_dead_code()
+    deployed.delete_all_unused_submodules()
+    deployed.graph.lint()
+    deployed.recompile()
+    return deployed
+
+
+def expand(deployed: GraphModule) -> None:
+    """Replace each binary layer by its packed modules and drop what does nothing in evaluation mode."""
+    modules = {node: module_of(deployed, node) for node in deployed.graph.nodes}
+    packed: dict[str, PackedLayer] = {}
+    for node, module in modules.items():
+        path = str(node.target)
+        if isinstance(module, PASS_THROUGH):
+            node.replace_all_uses_with(input_of(node))
+            deployed.graph.erase_node(node)
+        elif isinstance(module, BinaryLayer):
+            if path not in packed:  # a layer that is called twice is packed once
+                packed[path] = packed_layer(module, path)
+                set_module(deployed, path, packed[path])
+            _check_planes(node, module, packed[path])
+            _call_packed(deployed, node, packed[path])
+    deployed.recompile()
+
+
+def _call_packed(deployed: GraphModule, node: Node, packed: PackedLayer) -> None:
+    value = input_of(node)
+    with deployed.graph.inserting_before(node):
+        for name, _ in packed.named_children():
+            value = deployed.graph.call_module(f"{node.target}.{name}", (value,))
+            value.meta = {"shape": (input_of(value) if name == "encode" else node).meta["shape"]}
+    node.replace_all_uses_with(value)
+    deployed.graph.erase_node(node)
+
+
+def _check_planes(node: Node, layer: BinaryLayer, packed: PackedLayer) -> None:
+    """Several input planes share the channel axis; a linear layer reduces that axis in two dimensions only."""
+    shape = input_of(node).meta["shape"]
+    encode = getattr(packed, "encode", None)
+    if isinstance(layer, BinaryLinear) and isinstance(encode, Encode) and encode.start.shape[0] > 1 and len(shape) != 2:
+        raise RefusalError(
+            f"{node.target}: several input planes are packed for inputs (N, features) only, and this layer's has "
+            f"{len(shape)} dimensions; choose a one-bit input binarizer for it"
+        )
+
+
+def tensor_bytes(deployed: GraphModule) -> int:
+    """Bytes of the tensors that a deployed graph stores: those of the modules it calls, and attributes it reads."""
+    tensors: dict[int, torch.Tensor] = {}
+    for node in deployed.graph.nodes:
+        if node.op == "get_attr":
+            value = _attribute(deployed, str(node.target))
+            tensors[id(value)] = value
+        elif node.op == "call_module":
+            state = deployed.get_submodule(str(node.target)).state_dict(keep_vars=True)
+            tensors |= {id(t): t for name, t in state.items() if not name.endswith("num_batches_tracked")}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def _attribute(deployed: GraphModule, path: str) -> torch.Tensor:
+    parent, _, leaf = path.rpartition(".")
+    value: torch.Tensor = getattr(deployed.get_submodule(parent) if parent else deployed, leaf)
+    return value
+
+
+def deploy_bytes(student: GraphModule, example: torch.Tensor) -> int:
+    """Tensor bytes of the artifact of `student`, golden input and output not counted, without writing it."""
+    return tensor_bytes(deploy(student, example))

@@ -1,0 +1,8 @@
+"""The folds, in the order in which they run. To add one: one file, one row."""
+
+from bnnconvert.lower.folds.base import Fold
+from bnnconvert.lower.folds.threshold import ThresholdFold
+
+FOLDS: dict[str, Fold] = {
+    "threshold": ThresholdFold(),
+}

@@ -1,0 +1,261 @@
+"""Deployed graph to program, through torch.export: ATen operators as the model called them, none decomposed.
+
+Sizes that depend on the number of samples are multiples of it (`x.size(0)`, `-1` in a view): each becomes a `Batch`,
+so the program holds no size arithmetic and its batch stays free. In-place operators become their functional twins;
+what does nothing in evaluation mode is left out.
+"""
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.export import Dim, ExportedProgram, export
+from torch.export.graph_signature import InputKind
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from bnnconvert.artifact.signatures import SIGNATURES
+from bnnconvert.errors import RefusalError
+from bnnconvert.layers.packed import PackedLayer
+from bnnconvert.values import program as values
+from bnnconvert.values.program import (
+    Argument,
+    Batch,
+    Constant,
+    DType,
+    NonFinite,
+    Output,
+    Program,
+    Scalar,
+    Value,
+    ValueSpec,
+)
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+IGNORED = {
+    "aten.sym_size.int",
+    "aten._assert_tensor_metadata.default",
+    "aten._assert_scalar.default",
+    "aten.sym_constrain_range_for_size.default",
+}
+SAME = {"aten.dropout.default", "aten.feature_dropout.default", "aten.alpha_dropout.default", "aten.detach.default"}
+SAME |= {"aten.detach_.default", "aten.alias.default", "aten.lift_fresh_copy.default", "aten.dropout_.default"}
+PLACES = {"device", "layout", "memory_format", "pin_memory", "non_blocking", "implicit"}
+"""Arguments that say where and how a tensor lies, not what it is."""
+
+
+def lower(deployed: GraphModule, example: Tensor) -> tuple[Program, Arrays]:
+    """Program of a deployed graph and the tensors that it reads.
+
+    `example` is an input of at least one sample.
+
+    Raises: RefusalError where the graph cannot be exported with a free batch, or calls an operator we do not know.
+    """
+    exported = _export(deployed, example)
+    return _Lowering(exported, deployed).run()
+
+
+def _export(deployed: GraphModule, example: Tensor) -> ExportedProgram:
+    two = torch.cat([example[:1], example[:1]]).cpu()
+    try:
+        return export(deployed, (two,), dynamic_shapes=({0: Dim("batch")},), strict=False)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RefusalError(
+            f"export: torch.export cannot follow the model with a free number of samples ({first[:300]}); "
+            "write shapes with x.size(0) or -1 in place of a fixed batch size"
+        ) from error
+
+
+class _Lowering:
+    """One walk over an exported graph."""
+
+    def __init__(self, exported: ExportedProgram, deployed: GraphModule) -> None:
+        self.exported = exported
+        self.layers = {path for path, module in deployed.named_modules() if isinstance(module, PackedLayer)}
+        self.paths = {path for path, _ in deployed.named_modules()}
+        self.refs: dict[Node, Scalar | tuple[Scalar, ...]] = {}
+        self.tensors: dict[str, Tensor] = {}
+        self.inputs: list[ValueSpec] = []
+        self.nodes: list[values.Node] = []
+
+    def run(self) -> tuple[Program, Arrays]:
+        kinds = {spec.arg.name: spec for spec in self.exported.graph_signature.input_specs}
+        for node in self.exported.graph.nodes:
+            if node.op == "placeholder":
+                self._input(node, kinds[node.name])
+            elif node.op == "call_function":
+                self._call(node)
+            elif node.op != "output":
+                raise RefusalError(f"export: the model has a nested graph ({node.name}), which a program cannot hold")
+        program = Program(inputs=tuple(self.inputs), nodes=tuple(self.nodes), output=self._output())
+        used = {r.tensor for n in self.nodes for r in n.references() if isinstance(r, Constant)}
+        return program, {name: _array(name, t) for name, t in sorted(self.tensors.items()) if name in used}
+
+    def _input(self, node: Node, spec: Any) -> None:
+        if spec.kind == InputKind.USER_INPUT:
+            if self.inputs:
+                raise RefusalError(
+                    "export: a program has one input, and this model takes several; wrap it in one that takes one"
+                )
+            self.inputs.append(self._spec(node.name, node.meta["val"], "input"))
+            self.refs[node] = Value(value=node.name)
+            return
+        store = self.exported.constants if spec.target in self.exported.constants else self.exported.state_dict
+        self.tensors[spec.target] = store[spec.target]
+        self.refs[node] = Constant(tensor=spec.target)
+
+    def _call(self, node: Node) -> None:
+        if node.target is operator.getitem:
+            source, index = node.args
+            self.refs[node] = self.refs[source][index]  # type: ignore[index]
+            return
+        name = str(node.target)
+        if isinstance(node.meta.get("val"), torch.SymInt | int) or name in IGNORED or callable_is_symbolic(node.target):
+            return
+        if name in SAME:
+            self.refs[node] = self.refs[node.all_input_nodes[0]]
+            return
+        op = name.removesuffix(".default") if name.startswith("bnnconvert.") else name
+        layer = self._layer(node)
+        mutated, op = _functional(op)
+        if op not in SIGNATURES:
+            raise RefusalError(
+                f"{layer or node.name}: operator {name} has no place in a packed program yet; keep it out of the model"
+            )
+        value = node.meta["val"]
+        outputs = value if isinstance(value, list | tuple) else (value,)
+        names = [node.name] if outputs is not value else [f"{node.name}.{i}" for i in range(len(outputs))]
+        specs = tuple(self._spec(n, v, layer or node.name) for n, v in zip(names, outputs, strict=True))
+        arguments = self._arguments(node, layer or node.name)
+        self.nodes.append(values.Node(op=op, layer=layer, arguments=arguments, outputs=specs))
+        refs = tuple(Value(value=n) for n in names)
+        self.refs[node] = refs if outputs is value else refs[0]
+        if mutated:
+            self._rename(node, layer or node.name)
+
+    def _rename(self, node: Node, layer: str) -> None:
+        """Later readers of a tensor that was changed in place read the new value; aliases of it cannot be followed."""
+        changed = node.all_input_nodes[0]
+        views = [n for n in changed.users if n is not node and _is_view(n)]
+        if changed.op == "placeholder" or views or _is_view(changed):
+            raise RefusalError(
+                f"{layer}: {node.target} changes a tensor that has other names; use the form that returns a new one"
+            )
+        self.refs[changed] = self.refs[node]
+
+    def _arguments(self, node: Node, layer: str) -> dict[str, Argument]:
+        schema = node.target._schema.arguments  # type: ignore[union-attr]
+        given = dict(zip((a.name for a in schema), node.args, strict=False)) | node.kwargs
+        return {k: self._argument(v, layer) for k, v in given.items() if k not in PLACES}
+
+    def _argument(self, argument: Any, layer: str) -> Argument:
+        if isinstance(argument, list | tuple):
+            return tuple(self._scalar(a, layer) for a in argument)
+        return self._scalar(argument, layer)
+
+    def _scalar(self, argument: Any, layer: str) -> Scalar:
+        if isinstance(argument, Node) and argument in self.refs:
+            reference = self.refs[argument]
+            assert not isinstance(reference, tuple), "lists reach other operators element by element"
+            return reference
+        if isinstance(argument, Node):
+            return _size(argument.meta["val"], layer)
+        if isinstance(argument, torch.SymInt):
+            return _size(argument, layer)
+        if isinstance(argument, float) and not math.isfinite(argument):
+            return NonFinite(number="nan" if math.isnan(argument) else "inf" if argument > 0 else "-inf")
+        if isinstance(argument, torch.dtype):
+            return DType(dtype=_dtype(argument, layer))  # type: ignore[arg-type]
+        if argument is None or isinstance(argument, bool | int | float | str):
+            return argument
+        raise RefusalError(f"{layer}: an argument of type {type(argument).__name__} has no place in a packed program")
+
+    def _spec(self, name: str, value: Any, layer: str) -> ValueSpec:
+        if not isinstance(value, Tensor):
+            raise RefusalError(f"{layer}: a result of type {type(value).__name__} has no place in a packed program")
+        shape = tuple(_size(d, layer) for d in value.shape)
+        return ValueSpec(name=name, dtype=_dtype(value.dtype, layer), shape=shape)  # type: ignore[arg-type]
+
+    def _layer(self, node: Node) -> str:
+        """Path of the user's module that the node comes from; a packed layer is one module to the user."""
+        for path, _ in reversed(list((node.meta.get("nn_module_stack") or {}).values())):
+            holder = path.rpartition(".")[0]
+            if holder in self.layers:
+                return str(holder)
+            if path in self.paths:
+                return str(path)
+        return ""
+
+    def _output(self) -> Output:
+        spec = self.exported.call_spec.out_spec
+        results = next(n for n in self.exported.graph.nodes if n.op == "output").args[0]
+        leaves = [self.refs[r] if isinstance(r, Node) else r for r in results]
+        assert spec is not None
+        return _tree(pytree.tree_unflatten(leaves, spec))
+
+
+def callable_is_symbolic(target: str | Callable[..., Any]) -> bool:
+    """Whether a node computes sizes or asserts something about them, rather than tensors."""
+    return not isinstance(target, torch._ops.OpOverload)
+
+
+def _functional(op: str) -> tuple[bool, str]:
+    """Whether an operator works in place, and the name of the twin that does not."""
+    space, name, overload = op.split(".") if op.count(".") == 2 else (*op.split("."), "")
+    if not name.endswith("_") or space != "aten":
+        return False, op
+    return True, f"{space}.{name.removesuffix('_')}.{overload}"
+
+
+def _is_view(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
+
+
+def _size(size: Any, layer: str) -> int | Batch:
+    """A size as a plain number or a multiple of the number of samples."""
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    expression = size.node.expr
+    symbols = expression.free_symbols
+    if not symbols:
+        return int(expression)
+    times = expression / next(iter(symbols))
+    if len(symbols) > 1 or not times.is_Integer or times < 1:
+        raise RefusalError(
+            f"{layer}: size {expression} is not a multiple of the number of samples; reshape each sample alone"
+        )
+    return Batch(batch=int(times))
+
+
+def _dtype(dtype: torch.dtype, layer: str) -> str:
+    name = str(dtype).removeprefix("torch.")
+    if name not in get_args(values.DTypeName):
+        raise RefusalError(f"{layer}: element type {name} has no place in a packed program; use float32")
+    return name
+
+
+def _array(name: str, tensor: Tensor) -> np.ndarray[Any, Any]:
+    _dtype(tensor.dtype, name)
+    return tensor.detach().cpu().contiguous().numpy()
+
+
+def _tree(output: Any) -> Output:
+    if isinstance(output, Value):
+        return Output(kind="value", value=output.value)
+    if output is None:
+        return Output(kind="none")
+    if isinstance(output, dict) and all(isinstance(k, str | int) for k in output):
+        return Output(kind="dict", keys=tuple(output), items=tuple(map(_tree, output.values())))
+    if isinstance(output, list | tuple) and not hasattr(output, "_fields"):
+        return Output(kind="list" if isinstance(output, list) else "tuple", items=tuple(map(_tree, output)))
+    raise RefusalError(
+        f"export: the model's output holds a {type(output).__name__}, and a program gives tensors in tuples, lists "
+        "and dicts; return one of those"
+    )
