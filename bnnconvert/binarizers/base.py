@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import hardtanh
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,10 @@ class InputBinarizer(nn.Module, ABC):
     @abstractmethod
     def encoder(self) -> Encoder:
         """The same map as thresholds, for the packed program."""
+
+    def relaxed(self, x: Tensor) -> Tensor:
+        """Float stand-in for the signs in stages whose inputs are not binary yet: clip(-1, x, 1)."""
+        return hardtanh(x)
 
     def calibrate(self, x: Tensor) -> None:
         """Set data-dependent starting values from one batch; most methods have none."""

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from bnnconvert.binarizers.base import Plane, WeightBinarizer
+from bnnconvert.binarizers.base import Plane, WeightBinarizer, per_output
 from bnnconvert.estimators.base import Estimator
 
 
@@ -41,6 +41,6 @@ class ScaledSignWeight(WeightBinarizer):
             return [Plane(pm1, alpha)]
         alpha = alpha.detach()
         if self.scale_grad == "paper":
-            per_filter = alpha.reshape(-1, *(1,) * (weight.dim() - 1)) * weight[0].numel()
+            per_filter = per_output(alpha, weight.dim()).clamp(min=1e-12) * weight[0].numel()
             pm1 = pm1 + (weight - weight.detach()) / per_filter
         return [Plane(pm1, alpha)]

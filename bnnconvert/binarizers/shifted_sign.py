@@ -26,8 +26,10 @@ class ShiftedSignInput(InputBinarizer):
         self.shift = nn.Parameter(torch.zeros(channels))
 
     def planes(self, x: Tensor) -> list[Plane]:
-        shift = self.shift if x.dim() == 2 else self.shift.reshape(-1, *(1,) * (x.dim() - 2))
-        return [Plane(self.estimator(x + shift))]
+        return [Plane(self.estimator(self._shifted(x)))]
+
+    def relaxed(self, x: Tensor) -> Tensor:
+        return super().relaxed(self._shifted(x))
 
     def encoder(self) -> Encoder:
         return sign_encoder(-self.shift)
@@ -36,3 +38,6 @@ class ShiftedSignInput(InputBinarizer):
         if self.centre:
             with torch.no_grad():
                 self.shift.copy_(-x.transpose(0, 1).flatten(1).mean(dim=1))
+
+    def _shifted(self, x: Tensor) -> Tensor:
+        return x + self.shift.reshape(-1, *(1,) * (x.dim() - 2))

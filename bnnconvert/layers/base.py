@@ -65,8 +65,8 @@ class BinaryLayer(nn.Module):
         return y if self.bias is None else y + self._per_channel(self.bias, y)
 
     def _mixed(self, x: Tensor) -> Tensor:
-        if self.input_binarizer is not None and self.inputs_are_binary:
-            x = self.input_binarizer(x)
+        if self.input_binarizer is not None:
+            x = self.input_binarizer(x) if self.inputs_are_binary else self.input_binarizer.relaxed(x)
         weight = self.weight_binarizer(self.weight) if self.weights_are_binary else self.weight
         return self.linear_map(x, weight)
 

@@ -33,10 +33,15 @@ def _decide(rules: list[Rule], facts: LayerFacts) -> LayerPlan:
     if facts.obstacle is not None:
         return LayerPlan(facts=facts, decision="float", reason=facts.obstacle, rule=index)
     assert rule.weights is not None
-    how = f"weights {rule.weights.name}"
-    if rule.inputs is None:
-        return LayerPlan(facts=facts, decision="weight-only", reason=f"{how}, float input", rule=index)
-    return LayerPlan(facts=facts, decision="binary", reason=f"{how}, input {rule.inputs.name}", rule=index)
+    return LayerPlan(
+        facts=facts,
+        decision="weight-only" if rule.inputs is None else "binary",
+        reason=f"weights {rule.weights.name}, " + ("float input" if rule.inputs is None else f"input {rule.inputs.name}"),
+        rule=index,
+        weights=rule.weights,
+        inputs=rule.inputs,
+        padding=rule.padding,
+    )
 
 
 def _require_rules_used(recipe: Recipe, layers: tuple[LayerFacts, ...], decided: tuple[LayerPlan, ...]) -> None:

@@ -1,0 +1,20 @@
+"""Graph rewrites: one file each, one row each."""
+
+from bnnconvert.rewrite.base import Rewrite
+from bnnconvert.rewrite.binarize import Binarize
+from bnnconvert.rewrite.insert_batch_norm import InsertBatchNorm
+from bnnconvert.rewrite.pool_shortcut import PoolShortcut
+from bnnconvert.rewrite.remove_relu import RemoveRelu
+from bnnconvert.rewrite.reorder_pool import ReorderPool
+from bnnconvert.rewrite.replace_activation import ReplaceActivation
+from bnnconvert.rewrite.shortcut_per_conv import ShortcutPerConv
+
+REWRITES: dict[str, type[Rewrite]] = {
+    "binarize": Binarize,
+    "reorder-pool": ReorderPool,
+    "insert-batch-norm": InsertBatchNorm,
+    "remove-relu": RemoveRelu,
+    "replace-activation": ReplaceActivation,
+    "shortcut-per-conv": ShortcutPerConv,
+    "pool-shortcut": PoolShortcut,
+}

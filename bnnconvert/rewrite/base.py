@@ -7,8 +7,7 @@ from typing import ClassVar
 
 from torch.fx import GraphModule, Node
 
-from bnnconvert.values.plan import Plan
-from bnnconvert.values.recipe import Recipe
+from bnnconvert.values.plan import LayerPlan, Plan
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,7 @@ class Site:
 
     node: Node
     others: tuple[Node, ...] = ()
+    layer: LayerPlan | None = None
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,3 @@ class Rewrite(ABC):
     @abstractmethod
     def apply(self, graph: GraphModule, site: Site) -> None:
         """Edit the graph at one site."""
-
-
-class RecipeRewrite(Rewrite):
-    """A rewrite that needs the whole recipe, not only its own options."""
-
-    recipe: Recipe

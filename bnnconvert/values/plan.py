@@ -1,9 +1,10 @@
 """What a recipe does to one model: a decision with its reason per layer, and what each rewrite did."""
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from bnnconvert.bits import row_bytes
+from bnnconvert.values.recipe import Named
 
 Decision = Literal["binary", "weight-only", "float"]
 
@@ -60,7 +61,10 @@ class LayerPlan:
     decision: Decision
     reason: str
     rule: int | None
-    """Index of the recipe's rule that decided, or None where the graph did."""
+    """Index of the recipe's rule that decided, or None where none matched."""
+    weights: Named | None = None
+    inputs: Named | None = None
+    padding: Literal["zero", "one"] = "zero"
 
     @property
     def bytes(self) -> int:
@@ -90,7 +94,7 @@ class Plan:
     """Bytes of all parameters and buffers of the float model."""
     predicted_bytes: int | None = None
     """Bytes of all tensors of the packed artifact, golden input and output apart."""
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
 
     def layer(self, path: str) -> LayerPlan | None:
         """Decision for the layer at `path`."""

@@ -1,0 +1,49 @@
+"""Replace the planned layers by their binary twins, which share the float parameters as latent weights."""
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from torch import nn
+from torch.fx import GraphModule
+
+from bnnconvert.binarizers import build_input_binarizer, build_weight_binarizer
+from bnnconvert.graph import module_of, set_module
+from bnnconvert.layers.conv2d import BinaryConv2d
+from bnnconvert.layers.linear import BinaryLinear
+from bnnconvert.rewrite.base import RETRAIN, Promise, Refusal, Rewrite, Site
+from bnnconvert.values.plan import Plan
+
+
+class Binarize(Rewrite):
+    """Binarize every layer that the plan calls binary or weight-only."""
+
+    name: ClassVar[str] = "binarize"
+    promise: ClassVar[Promise] = RETRAIN
+
+    def find(self, graph: GraphModule, plan: Plan) -> Iterator[Site | Refusal]:
+        for node in graph.graph.nodes:
+            layer = plan.layer(str(node.target)) if node.op == "call_module" else None
+            module = module_of(graph, node)
+            if layer is not None and layer.decision != "float" and isinstance(module, nn.Conv2d | nn.Linear):
+                yield Site(node, layer=layer)
+
+    def apply(self, graph: GraphModule, site: Site) -> None:
+        layer, module = site.layer, module_of(graph, site.node)
+        assert layer is not None
+        assert layer.weights is not None
+        where = f"layers[{layer.rule}]"
+        weights = build_weight_binarizer(layer.weights, where=f"{where}.weights")
+        channels = module.in_channels if isinstance(module, nn.Conv2d) else layer.facts.weight_shape[1]
+        inputs = (
+            None
+            if layer.inputs is None
+            else build_input_binarizer(layer.inputs, channels, where=f"{where}.inputs")
+        )
+        if isinstance(module, nn.Conv2d):
+            twin: nn.Module = BinaryConv2d.from_float(
+                module, weight_binarizer=weights, input_binarizer=inputs, pad_bit=layer.padding
+            )
+        else:
+            assert isinstance(module, nn.Linear)
+            twin = BinaryLinear.from_float(module, weight_binarizer=weights, input_binarizer=inputs)
+        set_module(graph, layer.facts.path, twin.train(module.training))

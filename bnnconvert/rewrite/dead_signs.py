@@ -1,0 +1,57 @@
+"""Refuse signs that carry no information: the same bit for whole channels, whatever the input."""
+
+import copy
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from bnnconvert.errors import RefusalError
+from bnnconvert.graph import binary_inputs, module_of
+from bnnconvert.layers.base import BinaryLayer
+
+
+def require_live_signs(graph: GraphModule, probe: tuple[Tensor, ...], *, limit: float) -> tuple[str, ...]:
+    """Sentences about signs with a few constant channels, measured on `probe` with fresh batch-norm statistics.
+
+    Raises: RefusalError naming the signs of which a share of `limit` or more of the channels is constant.
+    """
+    dead = dead_shares(graph, probe)
+    fatal = {path: share for path, share in dead.items() if share >= limit}
+    if fatal:
+        listed = ", ".join(f"{path} ({share:.0%} of its channels)" for path, share in fatal.items())
+        raise RefusalError(
+            f"Dead signs: the binary input of {listed} is constant on the probe input; put a batch norm in front "
+            "(rewrite 'insert-batch-norm'), take the ReLU away (rewrite 'remove-relu'), or keep the layer float."
+        )
+    return tuple(f"{path}: {share:.0%} of the input's channels are constant" for path, share in dead.items())
+
+
+def dead_shares(graph: GraphModule, probe: tuple[Tensor, ...]) -> dict[str, float]:
+    """Share of constant channels of each sign that has any, by the layer's path.
+
+    A copy of the student runs in training mode, as its first training step will: batch norm by the batch.
+    """
+    trial = copy.deepcopy(graph).train()
+    dead: dict[str, float] = {}
+    for node in binary_inputs(trial):
+        layer = module_of(trial, node)
+        assert isinstance(layer, BinaryLayer)
+        layer.register_forward_pre_hook(_note_dead(str(node.target), dead))
+    with torch.no_grad():
+        trial(*probe)
+    return dead
+
+
+def _note_dead(path: str, dead: dict[str, float]):  # type: ignore[no-untyped-def]
+    def note(layer: BinaryLayer, inputs: tuple[Tensor, ...]) -> None:
+        assert layer.input_binarizer is not None
+        layer.input_binarizer.calibrate(inputs[0])
+        constant = torch.ones(inputs[0].shape[1], dtype=torch.bool)
+        for plane in layer.input_binarizer.planes(inputs[0]):
+            flat = plane.pm1.transpose(0, 1).flatten(1)
+            constant &= (flat == flat[:, :1]).all(dim=1)
+        if share := float(constant.float().mean()):
+            dead[path] = share
+
+    return note

@@ -1,0 +1,87 @@
+"""The runner: find, apply, lint, count, and compare with the promise. Rewrites do none of this themselves."""
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from bnnconvert.errors import VerificationError
+from bnnconvert.graph import propagate_shapes
+from bnnconvert.rewrite import REWRITES
+from bnnconvert.rewrite.base import Refusal, Rewrite, Site
+from bnnconvert.values.plan import Plan, RewriteRecord
+from bnnconvert.values.recipe import Recipe
+from bnnconvert.values.tables import build_row
+
+_MAX_ROUNDS = 100
+
+
+def build_rewrites(recipe: Recipe) -> list[Rewrite]:
+    """The recipe's rewrites, in its order.
+
+    Raises: UsageError for an unknown name or option.
+    """
+    return [
+        build_row(REWRITES, named, where=f"recipe {recipe.name!r}, rewrites[{i}]", what="rewrite")
+        for i, named in enumerate(recipe.rewrites)
+    ]
+
+
+def run_rewrites(graph: GraphModule, plan: Plan, rewrites: list[Rewrite], *, probe: tuple[Tensor, ...]) -> Plan:
+    """Rewrite `graph` in place; the plan comes back with what happened.
+
+    Raises: VerificationError if a rewrite breaks its promise or does not come to an end.
+    """
+    records = [_run(graph, plan, rewrite, probe) for rewrite in rewrites]
+    return plan.with_rewrites(records)
+
+
+def _run(graph: GraphModule, plan: Plan, rewrite: Rewrite, probe: tuple[Tensor, ...]) -> RewriteRecord:
+    before = _evaluate(graph, probe) if rewrite.promise.rtol is not None else None
+    count, refusals = 0, dict[str, None]()
+    for _ in range(_MAX_ROUNDS):
+        found = list(rewrite.find(graph, plan))
+        refusals |= dict.fromkeys(f"{r.path}: {r.reason}" for r in found if isinstance(r, Refusal))
+        sites = [s for s in found if isinstance(s, Site)]
+        if not sites:
+            break
+        for site in sites:
+            rewrite.apply(graph, site)
+        count += len(sites)
+    else:
+        raise VerificationError(
+            f"Rewrite {rewrite.name!r} still finds work after {_MAX_ROUNDS} rounds; please report this model."
+        )
+    graph.graph.lint()
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+    propagate_shapes(graph, *probe)
+    if before is not None:
+        _require_close(rewrite, before, _evaluate(graph, probe))
+    return RewriteRecord(name=rewrite.name, promise=rewrite.promise.name, count=count, refusals=tuple(refusals))
+
+
+def _evaluate(graph: GraphModule, probe: tuple[Tensor, ...]) -> list[Tensor]:
+    graph.eval()
+    with torch.no_grad():
+        output = graph(*probe)
+    return _tensors(output)
+
+
+def _tensors(output: object) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output]
+    parts = output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else ()
+    return [t for part in parts for t in _tensors(part)]
+
+
+def _require_close(rewrite: Rewrite, before: list[Tensor], after: list[Tensor]) -> None:
+    promise = rewrite.promise
+    assert promise.rtol is not None
+    assert promise.atol is not None
+    for old, new in zip(before, after, strict=True):
+        if not torch.allclose(old, new, rtol=promise.rtol, atol=promise.atol, equal_nan=True):
+            worst = float((old - new).abs().max())
+            raise VerificationError(
+                f"Rewrite {rewrite.name!r} promises {promise.name} but changed the output by {worst:.3g}; "
+                "please report this model."
+            )
