@@ -31,7 +31,7 @@ def crop_padding(size: int) -> int:
     return max(1, size // 8)
 
 
-def augment(images: Tensor, choice: Choice, generator: torch.Generator, *, rank: int = 0, ranks: int = 1) -> Tensor:
+def augmented(images: Tensor, choice: Choice, generator: torch.Generator, *, rank: int = 0, ranks: int = 1) -> Tensor:
     """Randomly cropped and flipped images, in channels-last layout.
 
     Numbers are drawn for the batches of all `ranks` together, so that a sample's fate does not depend on them.

@@ -5,6 +5,7 @@ those before it, and batch norm is re-estimated at the end.
 """
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,6 +13,17 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnnconvert.binarizers.base import InputBinarizer
+
+
+def prepare(student: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Calibrate the input binarizers on the first batch, then re-estimate batch norm on all of them.
+
+    Shapes: batches of (N, C, ...), the student's input.
+    """
+    rest = iter(batches)
+    first = next(rest)
+    calibrate_inputs(student, first)
+    reestimate_batch_norm(student, chain([first], rest))
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ No random state is in it, as every random number of a run is a function of (seed
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -55,8 +56,8 @@ def load_checkpoint(path: Path, settings: dict[str, Any]) -> tuple[State, dict[s
         content = torch.load(path, map_location="cpu", weights_only=True)
         made_with = json.loads(content["settings"])
         plain = json.loads(content["state"])
-    except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError) as error:
-        raise ArtifactError(f"{path}: not a checkpoint ({error}); fine-tune again without --resume.") from error
+    except (UnpicklingError, RuntimeError, KeyError, TypeError, ValueError, EOFError) as error:
+        raise ArtifactError(f"{path}: damaged, or not a checkpoint; fine-tune again without --resume.") from error
     if content["format"] != FORMAT:
         raise ArtifactError(
             f"{path}: format {content['format']}, this version reads {FORMAT}; use the version it is of."
@@ -74,6 +75,23 @@ def load_checkpoint(path: Path, settings: dict[str, Any]) -> tuple[State, dict[s
     ]
     state = State(**plain | {"tally": Tally(**plain["tally"]), "history": history, "signs": content["signs"]})
     return state, content["parts"], differences(environment, now)
+
+
+def collect_parts(student: nn.Module, optimizer: Any, scaler: Any) -> dict[str, Any]:
+    """State dicts of everything that trains."""
+    return {
+        "student": student.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": {} if scaler is None else scaler.state_dict(),
+    }
+
+
+def restore_parts(parts: dict[str, Any], student: nn.Module, optimizer: Any, scaler: Any) -> None:
+    """Take up the state dicts of a checkpoint."""
+    student.load_state_dict(parts["student"])
+    optimizer.load_state_dict(parts["optimizer"])
+    if scaler is not None:
+        scaler.load_state_dict(parts["scaler"])
 
 
 def differences(before: Any, now: Any, key: str = "") -> list[str]:

@@ -81,7 +81,7 @@ def has_unused_parameters(student: nn.Module, spans: tuple[Span, ...], x: Tensor
     for weights, inputs in {(span.stage.weights, span.stage.inputs) for span in spans}:
         trial = copy.deepcopy(student).train()
         set_stage(trial, weights=weights, inputs=inputs)
-        logits_of(trial(x)).float().sum().backward()
+        torch.autograd.backward(logits_of(trial(x)).float().sum())
         if any(p.requires_grad and p.grad is None for p in trial.parameters()):
             return True
     return False

@@ -6,7 +6,7 @@ rate from the step, so a run that goes on from a checkpoint ends with the same w
 
 import math
 import time
-from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,20 +15,19 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
 from torch.fx import GraphModule
 
-from bnnconvert.train.augment import Choice, augment, choose
+from bnnconvert.train.augment import Choice, augmented, choose
 from bnnconvert.train.batches import (
     EpochBatches,
     derive_seed,
     generator_for,
     plain_loader,
     preserved_randomness,
-    sample_of,
     to_input,
     train_loader,
     whole_batch,
 )
 from bnnconvert.train.calibrate import calibrate_inputs, reestimate_batch_norm, set_batch_norm_momentum
-from bnnconvert.train.checkpoint import State
+from bnnconvert.train.checkpoint import State, collect_parts, restore_parts
 from bnnconvert.train.diagnose import refuse_bad_parameters, refuse_not_finite
 from bnnconvert.train.engine import engine, has_unused_parameters, share_buffers, sums
 from bnnconvert.train.latent import advance_estimators, clip_latent, set_stage, weight_signs
@@ -39,14 +38,14 @@ from bnnconvert.train.objective import Objective
 from bnnconvert.train.optimizers import make_optimizer, set_weight_decay
 from bnnconvert.train.record import Recorder
 from bnnconvert.train.schedule import Span, learning_rate, span_at, stage_spans
-from bnnconvert.train.setup import Setup, environment, override
-from bnnconvert.values.data import Data, split_held_out
+from bnnconvert.train.setup import Setup, comparable_settings, override
+from bnnconvert.train.views import Views
+from bnnconvert.values.data import Data
 from bnnconvert.values.progress import Progress, Silent
 from bnnconvert.values.recipe import Training
 from bnnconvert.values.report import EpochRecord, TrainReport
 
 EVALUATION_BATCH = 512
-MONITOR_BATCH = 256
 
 
 def finetune(
@@ -64,9 +63,9 @@ def finetune(
     lr: float | None = None,
     validation_share: float | None = None,
     resume: bool = False,
-    augmentation: Choice = "auto",
+    augment: Choice = "auto",
     mixed_precision: Literal["no", "fp16", "bf16"] = "no",
-    compiled: bool = False,
+    compile: bool = False,
     workers: int = 0,
     checkpoint_seconds: float = 120.0,
     progress: Progress | None = None,
@@ -81,24 +80,30 @@ def finetune(
     training = override(
         training, epochs=epochs, batch_size=batch_size, lr=lr, validation_share=validation_share, max_steps=max_steps
     )
-    setup = Setup(training, seed, choose(augmentation, data), mixed_precision, max_steps, workers)
+    setup = Setup(training, seed, choose(augment, data), mixed_precision, max_steps, workers)
     distributed = DistributedDataParallelKwargs()
-    chosen = engine(device=device, mixed_precision=mixed_precision, compiled=compiled, distributed=distributed)
-    home = next(student.parameters()).device
-    with preserved_randomness(), chosen as accelerator:
-        run = FineTuning(student, teacher, data, setup, accelerator, distributed)
-        recorder = Recorder(
-            folder,
-            run.settings(),
-            main=accelerator.is_main_process,
-            progress=progress or Silent(),
-            every_seconds=checkpoint_seconds,
+    with ExitStack() as stack:
+        stack.enter_context(preserved_randomness())
+        accelerator = stack.enter_context(
+            engine(device=device, mixed_precision=mixed_precision, compiled=compile, distributed=distributed)
         )
-        try:
-            return run.complete(recorder, resume=resume)
-        finally:
-            recorder.close()
-            run.release(home)
+        stack.callback(_leave_ordinary, student, next(student.parameters()).device)
+        run = FineTuning(student, teacher, data, setup, accelerator, distributed)
+        stack.callback(run.release)
+        settings = comparable_settings(
+            setup, run.views, student, device=accelerator.device, processes=accelerator.num_processes
+        )
+        told, main = progress or Silent(), accelerator.is_main_process
+        recorder = Recorder(folder, settings, main=main, progress=told, every_seconds=checkpoint_seconds)
+        stack.callback(recorder.close)
+        return run.complete(recorder, resume=resume)
+
+
+def _leave_ordinary(student: GraphModule, home: torch.device) -> None:
+    set_stage(student, weights=True, inputs=True)
+    use_layout(student, torch.contiguous_format)
+    student.zero_grad(set_to_none=True)
+    student.to(home).eval()
 
 
 class FineTuning:
@@ -113,28 +118,27 @@ class FineTuning:
         accelerator: Accelerator,
         distributed: DistributedDataParallelKwargs,
     ) -> None:
-        self.student, self.data, self.setup, self.accelerator = student, data, setup, accelerator
+        self.student, self.setup, self.accelerator = student, setup, accelerator
         self.training, self.state = setup.training, State()
-        self.part, self.held_out = split_held_out(data.train, self.training.validation_share, setup.seed)
-        batch = whole_batch(self.training.batch_size, len(self.part), accelerator.num_processes)
-        self.batches = EpochBatches(len(self.part), batch, seed=setup.seed)
+        device, processes = accelerator.device, accelerator.num_processes
+        self.views = Views.of(data, self.training.validation_share, seed=setup.seed, device=device)
+        batch = whole_batch(self.training.batch_size, len(self.views.train), processes)
+        self.batches = EpochBatches(len(self.views.train), batch, seed=setup.seed)
         self.per_epoch = self.batches.per_epoch
         self.total = setup.total_steps(self.per_epoch)
         self.spans = stage_spans(self.training, self.total)
 
         use_layout(student, torch.channels_last)
-        student.to(accelerator.device).train()
+        student.to(device)
         set_batch_norm_momentum(student, self.training.batch_norm_momentum)
-        self.objective = Objective(self.training.losses, student, teacher, device=accelerator.device)
+        self.objective = Objective(self.training.losses, student, teacher, device=device)
         optimizer = make_optimizer(student, self.training.optimizer)
-        if accelerator.num_processes > 1:
-            few = next(self._clean_batches(1))[:2]
+        if processes > 1:
+            few = next(self.views.clean_batches(1, batch))[:2]
             distributed.find_unused_parameters = has_unused_parameters(student, self.spans, few)
-        loader = train_loader(self.part, data, self.batches, workers=setup.workers)
-        share = math.ceil(min(EVALUATION_BATCH, len(self.held_out)) / accelerator.num_processes)
-        held_out = plain_loader(
-            self.held_out, data, batch_size=share * accelerator.num_processes, seed=setup.seed, workers=setup.workers
-        )
+        loader = train_loader(self.views.train, data, self.batches, workers=setup.workers)
+        share = math.ceil(min(EVALUATION_BATCH, len(self.views.held_out)) / processes)
+        held_out = plain_loader(self.views.held_out, data, batch_size=share * processes, seed=setup.seed)
         self.wrapped, self.optimizer, self.loader, self.held_out_loader = accelerator.prepare(
             student, optimizer, loader, held_out
         )
@@ -147,55 +151,23 @@ class FineTuning:
             self._begin_run()
             recorder.save(self.state, self._parts())
         else:
-            self._restore(*found)
+            self.state, parts = found
+            restore_parts(parts, self.student, self.optimizer, self.accelerator.scaler)
+            self._set_stage(self.spans[self.state.stage])
         recorder.start(self.state, total_steps=self.total, per_epoch=self.per_epoch)
         while self.state.step < self.total:
             self._epoch()
         return self._finish()
 
-    def settings(self) -> dict[str, Any]:
-        """What a run that goes on from this one's checkpoint must agree with; all but the environment."""
-        setup, data = self.setup, self.data
-        names = sorted(f"{name} {tuple(p.shape)}" for name, p in self.student.named_parameters())
-        return {
-            "training": self.training.model_dump(mode="json"),
-            "seed": setup.seed,
-            "max_steps": setup.max_steps,
-            "augmentation": setup.augmentation,
-            "mixed_precision": setup.mixed_precision,
-            "data": {"samples": len(self.part), "held out": len(self.held_out), "scale": data.scale}
-            | {"mean": list(data.mean), "std": list(data.std)},
-            "student": f"{derive_seed(*names):x}",
-            "environment": environment(self.accelerator.device, self.accelerator.num_processes),
-        }
-
-    def release(self, home: torch.device) -> None:
-        """Leave an ordinary module behind, on the device that it came from."""
+    def release(self) -> None:
+        """Take hooks and the engine's wrapping off the student."""
         self.objective.close()
         self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False, keep_torch_compile=False)
-        set_stage(self.student, weights=True, inputs=True)
-        use_layout(self.student, torch.contiguous_format)
-        self.student.zero_grad(set_to_none=True)
-        self.student.to(home).eval()
 
     def _parts(self) -> dict[str, Any]:
         """State dicts for a checkpoint; refuses parameters that are not finite, so that the last good one stays."""
         refuse_bad_parameters(self.student, step=self.state.step)
-        scaler = self.accelerator.scaler
-        return {
-            "student": self.student.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": {} if scaler is None else scaler.state_dict(),
-        }
-
-    def _restore(self, state: State, parts: dict[str, Any]) -> None:
-        """Take up a checkpoint."""
-        self.state = state
-        self.student.load_state_dict(parts["student"])
-        self.optimizer.load_state_dict(parts["optimizer"])
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(parts["scaler"])
-        self._set_stage(self.spans[state.stage])
+        return collect_parts(self.student, self.optimizer, self.accelerator.scaler)
 
     def _begin_run(self) -> None:
         """Calibrate the binary student, measure it, then begin the first stage."""
@@ -233,11 +205,13 @@ class FineTuning:
         end = min((epoch + 1) * self.per_epoch, self.total)
         advance_estimators(self.student, epoch * self.per_epoch / self.total)
         self.batches.go_to(epoch, done)
+        self.student.train()
         clock = time.monotonic()
         for images, labels in self.loader:
             span = span_at(self.spans, state.step)
             if span.index > state.stage:
                 self._begin_stage(span)
+                self.student.train()
             self._step(images, labels, first_epoch=epoch == 0)
             state.step += 1
             now = time.monotonic()
@@ -255,11 +229,11 @@ class FineTuning:
         share_buffers(self.student)
         parts = self._parts()
         accuracy = self._held_out_accuracy()
-        if span is self.spans[-1] and accuracy > state.best_accuracy:
+        if span is self.spans[-1] and accuracy >= state.best_accuracy:
             state.best_epoch, state.best_accuracy = epoch, accuracy
             self.recorder.keep_best(self.student)
         signs = weight_signs(self.student)
-        x = self._monitor_input()
+        dead = dead_channels(self.student, self.views.monitor_input())
         state.seconds += time.monotonic() - clock
         record = EpochRecord(
             epoch=epoch,
@@ -271,7 +245,7 @@ class FineTuning:
             lr=learning_rate(self.training, self.spans, state.step - 1),
             seconds=state.seconds - state.epoch_seconds,
             flip_ratio=flip_ratios(state.signs, signs),
-            dead_channels=dead_channels(self.student, x),
+            dead_channels=dead,
         )
         state.signs = signs
         state.history.append(record)
@@ -296,8 +270,8 @@ class FineTuning:
             best_epoch=state.best_epoch,
             held_out_accuracy=max(accuracy, running),
             start_accuracy=state.start_accuracy,
-            samples=len(self.part),
-            held_out_samples=len(self.held_out),
+            samples=len(self.views.train),
+            held_out_samples=len(self.views.held_out),
             seconds=state.seconds,
             history=tuple(state.history),
         )
@@ -310,9 +284,8 @@ class FineTuning:
         accelerator, state, seed = self.accelerator, self.state, self.setup.seed
         rank, ranks = accelerator.process_index, accelerator.num_processes
         draws = generator_for(seed, "augment", state.step)
-        x = to_input(augment(images, self.setup.augmentation, draws, rank=rank, ranks=ranks), self.data)
+        x = to_input(augmented(images, self.setup.augmentation, draws, rank=rank, ranks=ranks), self.views.data)
         torch.manual_seed(derive_seed(seed, "step", state.step, rank))
-        self.student.train()
         with accelerator.autocast():
             made = self.objective(self.wrapped, x, labels, check=first_epoch)
         count = labels.new_tensor(len(labels))
@@ -333,27 +306,13 @@ class FineTuning:
 
     def _calibrate(self) -> None:
         torch.manual_seed(derive_seed(self.setup.seed, "calibrate"))
-        calibrate_inputs(self.student, next(self._clean_batches(1)))
+        calibrate_inputs(self.student, next(self.views.clean_batches(1, self.batches.batch_size)))
 
     def _reestimate(self) -> None:
-        reestimate_batch_norm(self.student, self._clean_batches(self.training.batch_norm_batches))
-
-    def _clean_batches(self, count: int) -> Iterator[Tensor]:
-        """Up to `count` whole batches of the training part without augmentation, the same for every process."""
-        batch = self.batches.batch_size
-        chosen = sample_of(self.part, count * batch, seed=self.setup.seed)
-        loader = plain_loader(chosen, self.data, batch_size=batch, seed=self.setup.seed)
-        inputs = (to_input(images, self.data, self.accelerator.device) for images, _ in loader)
-        return (x for x in inputs if len(x) == batch)
+        batches = self.views.clean_batches(self.training.batch_norm_batches, self.batches.batch_size)
+        reestimate_batch_norm(self.student, batches)
 
     def _held_out_accuracy(self) -> float:
         self.student.eval()
-        batches = ((to_input(images, self.data), labels) for images, labels in self.held_out_loader)
+        batches = ((to_input(images, self.views.data), labels) for images, labels in self.held_out_loader)
         return measure_accuracy(self.student, batches, gather=self.accelerator.gather_for_metrics).accuracy
-
-    def _monitor_input(self) -> Tensor:
-        """A fixed held-out batch."""
-        chosen = sample_of(self.held_out, MONITOR_BATCH, seed=self.setup.seed)
-        loader = plain_loader(chosen, self.data, batch_size=MONITOR_BATCH, seed=self.setup.seed)
-        images, _ = next(iter(loader))
-        return to_input(images, self.data, self.accelerator.device)

@@ -4,10 +4,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bnnconvert.errors import RefusalError, UsageError
+from bnnconvert.train.batches import plain_loader, to_input
+from bnnconvert.values.data import Data, Samples
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,14 @@ def logits_of(output: Any) -> Tensor:
         output = output["logits"] if "logits" in output else next(iter(output.values()), None)
     elif isinstance(output, Sequence) and output:
         output = output[0]
-    if not isinstance(output, Tensor):
-        output = torch.as_tensor(output) if hasattr(output, "__array__") else None
-    if output is None or output.dim() != 2:
-        shape = "nothing of the kind" if output is None else f"a tensor of shape {tuple(output.shape)}"
-        raise RefusalError(f"The model's output: expected class logits of shape (N, classes), got {shape}.")
+    if isinstance(output, np.ndarray):
+        output = torch.from_numpy(output)
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"{type(output).__name__}"
+        raise RefusalError(
+            f"The model's output: expected class logits of shape (N, classes), got {found}; "
+            "only classifiers can be fine-tuned and evaluated here, train others in your own loop."
+        )
     return output
 
 
@@ -98,3 +104,18 @@ def measure_accuracy(
         correct += int((guess == labels).sum())
         samples += labels.numel()
     return Accuracy(correct / max(samples, 1), samples)
+
+
+def evaluate_samples(
+    predict: Callable[[Any], Any],
+    samples: Samples,
+    data: Data,
+    *,
+    batch_size: int = 256,
+    device: torch.device | None = None,
+    as_numpy: bool = False,
+) -> Accuracy:
+    """Accuracy of `predict` on a part of `data`, prepared as for training but not augmented."""
+    loader = plain_loader(samples, data, batch_size=batch_size, seed=0)
+    batches = ((to_input(images, data, device), labels) for images, labels in loader)
+    return measure_accuracy(predict, batches, as_numpy=as_numpy)

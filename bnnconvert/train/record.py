@@ -36,6 +36,8 @@ class Recorder:
         self.events: Events | None = None
         if folder is not None and main:
             folder.mkdir(parents=True, exist_ok=True)
+            for stale in folder.glob(".checkpoint.pt.*.tmp"):
+                stale.unlink()  # a kill in the middle of a write left it
 
     def resume(self) -> tuple[State, dict[str, Any]] | None:
         """State and parts of the folder's checkpoint; None where there is none yet."""

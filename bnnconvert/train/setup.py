@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from bnnconvert.errors import UsageError
 from bnnconvert.train.augment import Choice
+from bnnconvert.train.batches import derive_seed
+from bnnconvert.train.views import Views
 from bnnconvert.values.recipe import Training
 
 
@@ -60,11 +63,28 @@ def override(
     return training.model_copy(update=changes)
 
 
-def environment(device: torch.device, processes: int) -> dict[str, Any]:
-    """What rounding depends on beside the settings: a resumed run is exact where it is the same."""
+def comparable_settings(
+    setup: Setup, views: Views, student: nn.Module, *, device: torch.device, processes: int
+) -> dict[str, Any]:
+    """What a resumed run must agree with to be exact; `environment` holds what rounding depends on besides."""
+    data = views.data
+    shapes = sorted(f"{name} {tuple(parameter.shape)}" for name, parameter in student.named_parameters())
     return {
-        "torch": str(torch.__version__),
-        "device": device.type,
-        "threads": torch.get_num_threads(),
-        "processes": processes,
+        "training": setup.training.model_dump(mode="json"),
+        "seed": setup.seed,
+        "max_steps": setup.max_steps,
+        "augmentation": setup.augmentation,
+        "mixed_precision": setup.mixed_precision,
+        "training samples": len(views.train),
+        "held-out samples": len(views.held_out),
+        "scale": data.scale,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "student": f"{derive_seed(*shapes):x}",
+        "environment": {
+            "torch": str(torch.__version__),
+            "device": device.type,
+            "threads": torch.get_num_threads(),
+            "processes": processes,
+        },
     }

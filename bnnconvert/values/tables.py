@@ -43,8 +43,10 @@ def build_row(table: Mapping[str, Callable[..., T]], named: Named, *, where: str
     """
     row = look_up(table, named.name, where=where, what=what)
     parameters = inspect.signature(row).parameters
-    annotations = get_type_hints(row.__init__ if isinstance(row, type) else row, include_extras=True)
-    known = [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD and name not in fixed]
+    maker: Any = getattr(row, "__init__") if isinstance(row, type) else row  # noqa: B009 (mypy forbids the plain form)
+    annotations = get_type_hints(maker, include_extras=True)
+    stars = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    known = [name for name, p in parameters.items() if p.kind not in stars and name not in fixed]
     here = f"{where}: {what} {named.name!r}"
     options = {}
     for name, value in named.options.items():

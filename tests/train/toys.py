@@ -1,6 +1,5 @@
 """Students small enough to train in a second, data that they can learn, and a run over both."""
 
-import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,14 @@ from bnnconvert.layers.conv2d import BinaryConv2d
 from bnnconvert.layers.linear import BinaryLinear
 from bnnconvert.train.loop import finetune
 from bnnconvert.values.data import Data, Images
+from bnnconvert.values.progress import Silent
 from bnnconvert.values.recipe import Training
 from bnnconvert.values.report import TrainReport
 
 CLASSES = 3
+
+# Threads only wait for each other on tensors of this size, all the more beside other jobs.
+torch.set_num_threads(1)
 
 
 class LeafTracer(Tracer):
@@ -35,7 +38,7 @@ def trace(model: nn.Module) -> GraphModule:
     return GraphModule(model, LeafTracer().trace(model))
 
 
-def float_net(*, norm: bool = True) -> nn.Sequential:
+def float_net(*, norm: bool = True, drop: float = 0.1) -> nn.Sequential:
     """A convolutional network of a few hundred parameters for 3-channel images of 8x8."""
     layers: list[tuple[str, nn.Module]] = [
         ("stem", nn.Conv2d(3, 6, 3, padding=1)),
@@ -43,7 +46,7 @@ def float_net(*, norm: bool = True) -> nn.Sequential:
         ("conv", nn.Conv2d(6, 8, 3, stride=2, padding=1)),
         ("conv_norm", nn.BatchNorm2d(8) if norm else nn.Identity()),
         ("act", nn.Hardtanh()),
-        ("drop", nn.Dropout(0.1)),
+        ("drop", nn.Dropout(drop)),
         ("pool", nn.AdaptiveAvgPool2d(2)),
         ("flatten", nn.Flatten()),
         ("hidden", nn.Linear(32, 8)),
@@ -57,13 +60,14 @@ def make_teacher(*, seed: int = 0, norm: bool = True) -> GraphModule:
     return trace(float_net(norm=norm)).eval()
 
 
-def make_student(*, seed: int = 1, norm: bool = True, weight_only: bool = False) -> GraphModule:
+def make_student(*, seed: int = 1, norm: bool = True, drop: float = 0.1) -> GraphModule:
     """The same network with a binary convolution and a binary linear layer."""
     torch.manual_seed(seed)
-    net = float_net(norm=norm)
-    inputs = None if weight_only else ShiftedSignInput(6, estimator=ApproxSign())
+    net = float_net(norm=norm, drop=drop)
     net.conv = BinaryConv2d.from_float(
-        net.conv, weight_binarizer=SignWeight(estimator=Clip()), input_binarizer=inputs, pad_bit="zero"
+        net.conv,
+        weight_binarizer=SignWeight(estimator=Clip()),
+        input_binarizer=ShiftedSignInput(6, estimator=ApproxSign()),
     )
     net.hidden = BinaryLinear.from_float(
         net.hidden,
@@ -114,5 +118,23 @@ def same_weights(a: nn.Module, b: nn.Module) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-if __name__ == "__main__":
-    run(Path(sys.argv[1]), resume=True, checkpoint_seconds=0.0)
+class Stop(Exception):
+    """Ends a run from outside."""
+
+
+class StopAt(Silent):
+    """Stops a run after a number of steps."""
+
+    def __init__(self, step: int) -> None:
+        self.at = step
+
+    def step(self, *, step: int, loss: float, accuracy: float, seconds_left: float) -> None:
+        if step == self.at:
+            raise Stop
+
+
+STAGES = [
+    {"share": 0.34, "weights": False},
+    {"share": 0.66, "lr": 0.02},
+]
+"""Two stages over 18 steps: the second begins in the epoch after the first, at step 6."""

@@ -1,0 +1,41 @@
+"""The data as a run looks at it: a training part in fixed batches without augmentation, a part that is held out."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bnnconvert.train.batches import plain_loader, sample_of, to_input
+from bnnconvert.values.data import Data, Samples, split_held_out
+
+MONITOR_SAMPLES = 256
+
+
+@dataclass(frozen=True)
+class Views:
+    """The two parts of a training set; whatever is looked at twice is the same each time, and on each process."""
+
+    data: Data
+    train: Samples
+    held_out: Samples
+    seed: int
+    device: torch.device
+
+    @classmethod
+    def of(cls, data: Data, share: float, *, seed: int, device: torch.device) -> "Views":
+        """Split the training set of `data`."""
+        return cls(data, *split_held_out(data.train, share, seed), seed, device)
+
+    def clean_batches(self, count: int, size: int) -> Iterator[Tensor]:
+        """Up to `count` whole batches of inputs of the training part, not augmented."""
+        chosen = sample_of(self.train, count * size, seed=self.seed)
+        loader = plain_loader(chosen, self.data, batch_size=size, seed=self.seed)
+        inputs = (to_input(images, self.data, self.device) for images, _ in loader)
+        return (x for x in inputs if len(x) == size)
+
+    def monitor_input(self) -> Tensor:
+        """A fixed batch of held-out inputs."""
+        chosen = sample_of(self.held_out, MONITOR_SAMPLES, seed=self.seed)
+        images, _ = next(iter(plain_loader(chosen, self.data, batch_size=MONITOR_SAMPLES, seed=self.seed)))
+        return to_input(images, self.data, self.device)

@@ -1,0 +1,175 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from bnnconvert.errors import UsageError
+from bnnconvert.train.losses import LOSSES, Outputs
+from bnnconvert.train.losses.attention_match import AttentionMatch
+from bnnconvert.train.losses.cross_entropy import CrossEntropy
+from bnnconvert.train.losses.distill import Distill
+from bnnconvert.train.losses.distribution import Distribution
+from bnnconvert.train.losses.feature_match import FeatureMatch
+from bnnconvert.train.objective import Objective, build_losses
+from bnnconvert.values.recipe import Loss
+from tests.train.toys import make_student, make_teacher
+
+# Apprentice: y = 0, z_S = [0, 0], z_T = [ln 3, 0], so p_T = [3/4, 1/4].
+TEACHER = torch.tensor([[math.log(3), 0.0]])
+LABEL = torch.tensor([0])
+
+
+def outputs(student: list[float], teacher: torch.Tensor = TEACHER) -> tuple[torch.Tensor, Outputs]:
+    logits = torch.tensor([student], requires_grad=True)
+    return logits, Outputs(logits, LABEL, teacher)
+
+
+def test_apprentice_gradient_is_distillation_with_half_labels() -> None:
+    logits, batch = outputs([0.0, 0.0])
+    loss = Distill(temperature=1.0, labels=0.5)(batch)
+    loss.backward()
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert loss.item() == pytest.approx(0.5 * 0.693147 + 0.5 * (0.693147 - entropy), abs=1e-6)
+    torch.testing.assert_close(logits.grad, torch.tensor([[-0.375, 0.375]]))
+
+
+def test_apprentice_terms_in_closed_form() -> None:
+    _, batch = outputs([0.0, 0.0])
+    assert CrossEntropy()(batch).item() == pytest.approx(0.693147, abs=1e-6)
+    assert Distribution()(batch).item() == pytest.approx(0.693147, abs=1e-6)
+    _, own = outputs([math.log(3), 0.0])
+    assert CrossEntropy()(own).item() == pytest.approx(0.287682, abs=1e-6)
+
+
+def test_distillation_is_zero_at_the_teacher_and_positive_elsewhere() -> None:
+    assert Distill()(outputs([math.log(3), 0.0])[1]).item() == pytest.approx(0, abs=1e-6)
+    assert Distill()(outputs([0.0, 0.0])[1]).item() > 1e-3
+
+
+def test_temperature_keeps_the_size_of_the_gradient() -> None:
+    gradients = []
+    for temperature in (8.0, 16.0):
+        logits, batch = outputs([0.0, 0.0])
+        Distill(temperature=temperature)(batch).backward()
+        gradients.append(logits.grad)
+    # For T -> infinity the gradient is (z_S - z_T) / K with centred logits: here -ln(3) / 4.
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0.01, atol=0)
+    assert gradients[1][0, 0].item() == pytest.approx(-math.log(3) / 4, rel=0.01)
+
+
+def test_distribution_is_least_at_the_teachers_entropy() -> None:
+    logits, batch = outputs([math.log(3), 0.0])
+    loss = Distribution()(batch)
+    loss.backward()
+    assert loss.item() == pytest.approx(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)), abs=1e-6)
+    torch.testing.assert_close(logits.grad, torch.zeros(1, 2), atol=1e-6, rtol=0)
+
+
+def test_smoothing_mixes_in_the_uniform_distribution() -> None:
+    _, batch = outputs([1.0, -1.0])
+    log_p = F.log_softmax(torch.tensor([1.0, -1.0]), dim=0)
+    assert CrossEntropy(smoothing=0.2)(batch).item() == pytest.approx(-(0.9 * log_p[0] + 0.1 * log_p[1]).item())
+
+
+@pytest.mark.parametrize("name", ["feature-match", "attention-match"])
+@given(scale=st.floats(min_value=0.01, max_value=100))
+def test_matching_ignores_scale_and_sees_direction(name: str, scale: float) -> None:
+    loss = LOSSES[name](at=["conv_norm"])
+    loss.features(make_student(), make_teacher())
+    feature = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    logits = torch.zeros(2, 2)
+
+    def value(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+        return loss(Outputs(logits, LABEL, logits, {"conv_norm": ours}, {"conv_norm": theirs})).item()
+
+    assert value(feature * scale, feature) == pytest.approx(0, abs=1e-6)
+    assert value(feature.flip(2), feature) > 1e-3
+
+
+def test_feature_match_in_closed_form() -> None:
+    loss = FeatureMatch(at=["conv"])
+    loss.features(make_student(), make_teacher())
+    ours, theirs = torch.tensor([[3.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.0, 5.0], [-1.0, 0.0]])
+    batch = Outputs(torch.zeros(2, 2), LABEL, None, {"conv": ours}, {"conv": theirs})
+    assert loss(batch).item() == pytest.approx((2 + 4) / 2)  # orthogonal, and opposite
+
+
+def test_attention_match_compares_energy_whatever_the_channels() -> None:
+    loss = AttentionMatch(at=["conv"])
+    loss.features(make_student(), make_teacher())
+    ours = torch.tensor([[[[3.0, 0.0]], [[0.0, 0.0]]]])  # one sample, two channels, energy on the left
+    theirs = torch.tensor([[[[0.0, 0.0]], [[-2.0, 0.0]], [[0.0, 0.0]]]])
+    batch = Outputs(torch.zeros(1, 2), LABEL, None, {"conv": ours}, {"conv": theirs})
+    assert loss(batch).item() == pytest.approx(0)
+    right = Outputs(torch.zeros(1, 2), LABEL, None, {"conv": ours.flip(3)}, {"conv": theirs})
+    assert loss(right).item() == pytest.approx(2)
+
+
+def test_matching_finds_paths_by_glob_in_the_students_order() -> None:
+    loss = FeatureMatch(at=["head", "conv*"])
+    assert loss.features(make_student(), make_teacher()) == ["conv", "conv_norm", "head"]
+
+
+def test_a_glob_that_matches_nothing_is_an_error_with_the_nearest_path() -> None:
+    with pytest.raises(UsageError, match=r"'conv_nrm' matches no module .*did you mean 'conv_norm'"):
+        FeatureMatch(at=["conv_nrm"]).features(make_student(), make_teacher())
+
+
+def test_features_of_different_shape_are_refused_by_path() -> None:
+    loss = FeatureMatch(at=["conv"])
+    loss.features(make_student(), make_teacher())
+    batch = Outputs(torch.zeros(2, 2), LABEL, None, {"conv": torch.ones(2, 3)}, {"conv": torch.ones(2, 4)})
+    with pytest.raises(UsageError, match=r"'conv'.*\(2, 3\).*\(2, 4\)"):
+        loss(batch)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (Loss(name="distil"), "losses.0.*unknown loss 'distil'; did you mean 'distill'"),
+        (
+            Loss.model_validate({"name": "distill", "temprature": 3}),
+            "no option 'temprature'; did you mean 'temperature'",
+        ),
+        (Loss.model_validate({"name": "distill", "temperature": 0}), "option 'temperature' is 0: .*greater than 0"),
+        (Loss.model_validate({"name": "distill", "temperature": "hot"}), "'temperature' is 'hot': .*valid number"),
+        (Loss(name="feature-match"), "needs the option 'at'"),
+        (Loss.model_validate({"name": "attention-match", "at": []}), "'at' is .*at least 1 item"),
+    ],
+)
+def test_wrong_losses_are_named_with_their_key(loss: Loss, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        build_losses([loss])
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_every_loss_is_a_scalar_with_gradient_to_the_student_only(name: str) -> None:
+    options = {"at": ["conv_norm"]} if name.endswith("match") else {}
+    student, teacher = make_student(), make_teacher()
+    named = [Loss.model_validate({"name": name, "weight": 2.0} | options)]
+    objective = Objective(named, student, teacher, device=torch.device("cpu"))
+    made = objective(student, torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0]), check=True)
+    objective.close()
+    made.loss.backward()
+    assert made.loss.shape == ()
+    assert student.get_submodule("conv").weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in teacher.parameters())
+    assert LOSSES[name].source
+
+
+def test_a_loss_without_its_teacher_is_an_error() -> None:
+    with pytest.raises(UsageError, match="'distill' needs a teacher"):
+        Objective([Loss(name="distill")], make_student(), None, device=torch.device("cpu"))
+
+
+def test_features_are_kept_from_in_place_activations() -> None:
+    teacher = make_teacher()
+    teacher.get_submodule("act").inplace = True
+    named = [Loss.model_validate({"name": "feature-match", "at": ["conv_norm"]})]
+    objective = Objective(named, make_student(), teacher, device=torch.device("cpu"))
+    assert objective.teacher is not None
+    _, features = objective.teacher(torch.randn(4, 3, 8, 8) * 10)
+    assert features["conv_norm"].abs().max() > 1
