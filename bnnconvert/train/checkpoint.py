@@ -3,6 +3,7 @@
 No random state is in it, as every random number of a run is a function of (seed, epoch, step).
 """
 
+import io
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -43,8 +44,11 @@ def save_checkpoint(path: Path, state: State, *, parts: dict[str, Any], settings
     """Write a checkpoint: `parts` are the state dicts, `settings` what a resumed run must agree with."""
     plain = asdict(replace(state, signs={}))
     content = {"format": FORMAT, "state": json.dumps(plain), "signs": state.signs, "settings": json.dumps(settings)}
-    with atomic_write(path) as temporary:
-        torch.save(content | {"parts": parts}, temporary)
+    # By way of memory: torch's own file writer tells neither of a full disk nor of any other cause.
+    stream = io.BytesIO()
+    torch.save(content | {"parts": parts}, stream)
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        file.write(stream.getbuffer())
 
 
 def load_checkpoint(path: Path, settings: dict[str, Any]) -> tuple[State, dict[str, Any], list[str]]:

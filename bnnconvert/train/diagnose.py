@@ -1,5 +1,6 @@
 """Which layer is to blame when a loss is no longer a number."""
 
+import math
 from typing import Any, NoReturn
 
 import torch
@@ -18,13 +19,15 @@ def refuse_not_finite(
     Raises: RefusalError.
     """
     start = f"Fine-tuning stopped at step {step + 1}, loss {loss}: "
+    if math.isfinite(loss):
+        raise RefusalError(f"{start}another process's loss is not finite; its message names the layer.")
     if not bool(torch.isfinite(x).all()):
         raise RefusalError(f"{start}the batch itself holds values that are not finite; check the data.")
     if teacher_logits is not None and not bool(torch.isfinite(teacher_logits).all()):
         raise RefusalError(f"{start}the teacher's output is not finite; check the float model on this data.")
     reason = first_not_finite(student, x)
     if reason is None:
-        reason = "no layer of this process is to blame, so the loss itself overflows"
+        reason = "no layer is to blame, so the loss itself overflows"
     raise RefusalError(f"{start}{reason}; {_REMEDY}.")
 
 

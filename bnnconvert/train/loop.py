@@ -181,10 +181,7 @@ class FineTuning:
 
     def _begin_stage(self, span: Span) -> None:
         """Choose the binary operands and fit to them what depends on them."""
-        previous = self.spans[span.index - 1].stage if span.index else span.stage
         self._set_stage(span)
-        if span.stage.inputs and not previous.inputs:
-            self._calibrate()
         if span.index and self.training.schedule_spans == "stage":
             # A schedule that begins anew warms up anew, so the optimizer may forget the other stage's gradients.
             self.optimizer.state.clear()
@@ -293,7 +290,8 @@ class FineTuning:
         totals = sums(accelerator, [made.loss * count, correct, count])
         if not math.isfinite(totals[0]):
             torch.manual_seed(derive_seed(seed, "step", state.step, rank))
-            refuse_not_finite(self.student, x, loss=totals[0], step=state.step, teacher_logits=made.teacher_logits)
+            loss = float(made.loss.detach())
+            refuse_not_finite(self.student, x, loss=loss, step=state.step, teacher_logits=made.teacher_logits)
         state.tally.add(*totals)
         accelerator.backward(made.loss)
         if self.training.gradient_clip is not None:

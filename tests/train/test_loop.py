@@ -11,13 +11,23 @@ from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 from bnnconvert.errors import UsageError
-from bnnconvert.train import clip_latent, evaluate_samples
+from bnnconvert.train import clip_latent, evaluate_samples, finetune
 from bnnconvert.train.calibrate import prepare
 from bnnconvert.train.views import Views
 from bnnconvert.values.data import Data, Images
 from bnnconvert.values.progress import Silent
 from bnnconvert.values.report import EpochRecord, TrainReport
-from tests.train.toys import STAGES, make_data, make_student, make_teacher, make_training, run, same_weights
+from tests.train.toys import (
+    STAGES,
+    Stop,
+    StopAt,
+    make_data,
+    make_student,
+    make_teacher,
+    make_training,
+    run,
+    same_weights,
+)
 
 LABELS_ONLY = {"losses": [{"name": "cross-entropy"}]}
 
@@ -192,11 +202,25 @@ def test_labels_outside_the_models_outputs_are_refused_by_number() -> None:
         run(data=make_data(classes=4))
 
 
-def test_a_device_that_is_not_there_is_named() -> None:
-    from bnnconvert.train import finetune
+@pytest.mark.parametrize(
+    ("device", "message"), [("tpux", "no such device; use cpu"), ("cuda:99", "not on this machine, which has .* GPUs")]
+)
+def test_a_device_that_is_not_there_is_named(device: str, message: str) -> None:
+    with pytest.raises(UsageError, match=f"--device {device}: {message}"):
+        finetune(make_student(), make_teacher(), make_data(), make_training(), device=device)
 
-    with pytest.raises(UsageError, match="--device tpux: no such device"):
-        finetune(make_student(), make_teacher(), make_data(), make_training(), device="tpux")
+
+def test_tensorboard_gets_each_epoch_where_it_is_installed(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with pytest.raises(Stop):
+        run(tmp_path, progress=StopAt(14))
+    _, report = run(tmp_path, resume=True)
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    values = events.Scalars("accuracy/held-out")
+    assert [event.step for event in values] == [1, 2, 3]
+    expected = [record.held_out_accuracy for record in report.history]
+    assert [event.value for event in values] == pytest.approx(expected)
+    assert "flip ratio/conv" in events.Tags()["scalars"]
 
 
 def test_settings_that_fail_leave_the_student_in_order() -> None:

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from bnnconvert.errors import UsageError
+from bnnconvert.train.layout import use_layout
 from bnnconvert.train.optimizers import OPTIMIZERS, make_optimizer, parameter_groups, set_weight_decay
 from bnnconvert.train.schedule import Span
 from bnnconvert.values.recipe import Optimizer, Stage
@@ -47,3 +48,21 @@ def test_every_optimizer_takes_a_step_downhill_and_can_be_saved(name: str) -> No
 def test_an_unknown_optimizer_is_named() -> None:
     with pytest.raises(UsageError, match="unknown optimizer 'adm'; did you mean 'adam'"):
         make_optimizer(make_student(), Optimizer(name="adm"))
+
+
+def test_gradients_lie_in_memory_as_their_weights_do() -> None:
+    """Fused optimizers walk over both as flat memory."""
+    student = make_student()
+    use_layout(student, torch.channels_last)
+    student(torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)).sum().backward()
+    for name, parameter in student.named_parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.stride() == parameter.stride(), name
+    weight = student.get_submodule("conv").weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    plain = weight.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
+    plain.grad = weight.grad.clone(memory_format=torch.contiguous_format)
+    for _ in range(2):
+        make_optimizer(student, Optimizer()).step()
+        torch.optim.Adam([plain], lr=1e-3).step()
+    torch.testing.assert_close(weight, plain)

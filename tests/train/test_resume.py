@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -164,6 +165,23 @@ def test_a_loss_that_is_no_number_names_the_layer_and_keeps_the_last_good_checkp
     student = make_student()
     with pytest.raises(RefusalError, match=r"'bias' of layer 'hidden' is not finite; lower the learning rate"):
         run(tmp_path, student=student, progress=Poison(student, at), checkpoint_seconds=seconds)
+    resumed, _ = run(tmp_path, resume=True)
+    assert same_weights(resumed, run()[0])
+
+
+def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    class Fill(Silent):
+        def step(self, *, step: int, loss: float, accuracy: float, seconds_left: float) -> None:
+            if step == 9:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(UsageError, match="no space left"):
+            run(tmp_path, progress=Fill(), checkpoint_seconds=0.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.glob(".*.tmp"))
     resumed, _ = run(tmp_path, resume=True)
     assert same_weights(resumed, run()[0])
 

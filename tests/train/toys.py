@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule, Tracer
 
+from bnnconvert.binarizers.base import Encoder, Plane
 from bnnconvert.binarizers.shifted_sign import ShiftedSignInput
 from bnnconvert.binarizers.sign import SignInput, SignWeight
 from bnnconvert.estimators.approx_sign import ApproxSign
@@ -32,6 +33,21 @@ class LeafTracer(Tracer):
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
         return isinstance(module, BinaryLayer) or super().is_leaf_module(module, path)
+
+
+class GainInput(SignInput):
+    """A sign with a learned gain that only the binary form uses, so that a float stage gives it no gradient."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, estimator=Clip())
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def planes(self, x: Tensor) -> list[Plane]:
+        return [Plane(plane.pm1, self.gain) for plane in super().planes(x)]
+
+    def encoder(self) -> Encoder:
+        plain = super().encoder()
+        return Encoder(plain.thresholds, plain.start, self.gain.detach().reshape(1))
 
 
 def trace(model: nn.Module) -> GraphModule:
@@ -60,7 +76,7 @@ def make_teacher(*, seed: int = 0, norm: bool = True) -> GraphModule:
     return trace(float_net(norm=norm)).eval()
 
 
-def make_student(*, seed: int = 1, norm: bool = True, drop: float = 0.1) -> GraphModule:
+def make_student(*, seed: int = 1, norm: bool = True, drop: float = 0.1, gain: bool = False) -> GraphModule:
     """The same network with a binary convolution and a binary linear layer."""
     torch.manual_seed(seed)
     net = float_net(norm=norm, drop=drop)
@@ -72,7 +88,7 @@ def make_student(*, seed: int = 1, norm: bool = True, drop: float = 0.1) -> Grap
     net.hidden = BinaryLinear.from_float(
         net.hidden,
         weight_binarizer=SignWeight(estimator=Clip()),
-        input_binarizer=SignInput(32, estimator=Clip()),
+        input_binarizer=GainInput(32) if gain else SignInput(32, estimator=Clip()),
     )
     return trace(net)
 
