@@ -114,7 +114,9 @@ def free_path(graph: GraphModule, wanted: str) -> str:
     return f"{wanted}_{number}"
 
 
-def insert_after(graph: GraphModule, node: Node, path: str, module: nn.Module, *, users: list[Node] | None = None) -> Node:
+def insert_after(
+    graph: GraphModule, node: Node, path: str, module: nn.Module, *, users: list[Node] | None = None
+) -> Node:
     """Call `module` on `node`'s value and give the result to `users`, by default to all of them."""
     path = free_path(graph, path)
     graph.add_submodule(path, module)

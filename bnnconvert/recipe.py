@@ -31,16 +31,26 @@ def load_recipe(name: str) -> Recipe:
 
     Raises: UsageError naming the file and the key that is wrong, with the nearest valid name.
     """
+    where = name if name.endswith(".toml") else f"recipe {name!r}"
+    return parse_recipe(recipe_text(name), where=where)
+
+
+def recipe_text(name: str) -> str:
+    """TOML text of a shipped recipe or of a recipe file.
+
+    Raises: UsageError if there is no such recipe or it cannot be read.
+    """
     path = Path(name)
     if path.suffix != ".toml":
-        path = recipes_folder() / f"{name}.toml"
         if name not in recipe_names():
-            raise UsageError(f"Unknown recipe {name!r}; {nearest(name, recipe_names())} A path to a .toml file works too.")
+            raise UsageError(f"Unknown recipe {name!r}; {nearest(name, recipe_names())} A TOML file's path works too.")
+        path = recipes_folder() / f"{name}.toml"
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"Cannot read the recipe {str(path)!r} ({error}); give a recipe's name or a TOML file.") from error
-    return parse_recipe(text, where=str(path) if path.suffix == ".toml" and Path(name) == path else f"recipe {name!r}")
+        raise UsageError(
+            f"{path}: cannot be read ({error}); give a recipe's name or the path of a TOML file."
+        ) from error
 
 
 def parse_recipe(text: str, *, where: str) -> Recipe:
@@ -58,7 +68,9 @@ def parse_recipe(text: str, *, where: str) -> Recipe:
         first = error.errors(include_url=False)[0]
         key = _key(first["loc"])
         if first["type"] == "extra_forbidden":
-            raise UsageError(f"{where}: unknown key {key!r}; {nearest(str(first['loc'][-1]), _siblings(first['loc']))}") from error
+            raise UsageError(
+                f"{where}: unknown key {key!r}; {nearest(str(first['loc'][-1]), _siblings(first['loc']))}"
+            ) from error
         reason = first["msg"].removeprefix("Value error, ")
         raise UsageError(f"{where}: {key or 'the file'}: {reason[0].lower()}{reason[1:]}; correct that key.") from error
 

@@ -8,7 +8,9 @@ from bnnconvert.values.plan import LayerFacts, LayerPlan, Plan
 from bnnconvert.values.recipe import Match, Recipe, Rule
 
 
-def make_plan(recipe: Recipe, layers: tuple[LayerFacts, ...], *, input_shape: tuple[int, ...], model_bytes: int) -> Plan:
+def make_plan(
+    recipe: Recipe, layers: tuple[LayerFacts, ...], *, input_shape: tuple[int, ...], model_bytes: int
+) -> Plan:
     """Decide every layer by the first rule that matches it.
 
     Raises: UsageError if a rule matches nothing; RefusalError if nothing would become binary.
@@ -36,7 +38,8 @@ def _decide(rules: list[Rule], facts: LayerFacts) -> LayerPlan:
     return LayerPlan(
         facts=facts,
         decision="weight-only" if rule.inputs is None else "binary",
-        reason=f"weights {rule.weights.name}, " + ("float input" if rule.inputs is None else f"input {rule.inputs.name}"),
+        reason=f"weights {rule.weights.name}, "
+        + ("float input" if rule.inputs is None else f"input {rule.inputs.name}"),
         rule=index,
         weights=rule.weights,
         inputs=rule.inputs,

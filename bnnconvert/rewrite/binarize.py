@@ -35,9 +35,7 @@ class Binarize(Rewrite):
         weights = build_weight_binarizer(layer.weights, where=f"{where}.weights")
         channels = module.in_channels if isinstance(module, nn.Conv2d) else layer.facts.weight_shape[1]
         inputs = (
-            None
-            if layer.inputs is None
-            else build_input_binarizer(layer.inputs, channels, where=f"{where}.inputs")
+            None if layer.inputs is None else build_input_binarizer(layer.inputs, channels, where=f"{where}.inputs")
         )
         if isinstance(module, nn.Conv2d):
             twin: nn.Module = BinaryConv2d.from_float(

@@ -1,6 +1,6 @@
 """Let a float strided 1x1 shortcut see every pixel: average pooling takes over its stride.
 
-    conv1x1(x, stride s)  ->  conv1x1(avg_pool(x, s, stride s), stride 1)
+conv1x1(x, stride s)  ->  conv1x1(avg_pool(x, s, stride s), stride 1)
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
 """Replace the ReLUs around binary layers by another activation.
 
-    prelu     max(x, 0) + a_c min(x, 0)
-    rprelu    prelu between two learned shifts (ReActNet)
-    hardtanh  clip(x, -1, 1), which keeps both signs (BNN, IR-Net)
+prelu     max(x, 0) + a_c min(x, 0)
+rprelu    prelu between two learned shifts (ReActNet)
+hardtanh  clip(x, -1, 1), which keeps both signs (BNN, IR-Net)
 """
 
 from collections.abc import Iterator

@@ -65,7 +65,8 @@ class Images(Samples):
         return list(zip(images.unbind(), labels.tolist(), strict=True))
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        return self.images[indices], self.labels[indices]
+        # 4 to 25 times as fast as `self.images[indices]`
+        return self.images.index_select(0, indices), self.labels[indices]
 
 
 class Part(Samples):

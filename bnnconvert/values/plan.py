@@ -131,6 +131,5 @@ class Plan:
             "layers": layers,
             "rewrites": [asdict(r) for r in self.rewrites],
             "warnings": list(self.warnings),
-            "totals": self.totals
-            | {"model_bytes": self.model_bytes, "predicted_artifact_bytes": self.predicted_bytes},
+            "totals": self.totals | {"model_bytes": self.model_bytes, "predicted_artifact_bytes": self.predicted_bytes},
         }

@@ -1,6 +1,7 @@
 """What the stages report. Plain frozen dataclasses, so that any of them turns into JSON with `asdict`."""
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,9 @@ class LayerFlips:
     first: int
     """Flips in samples that have no flip in an earlier layer; each of them must be at a boundary."""
     first_boundary: int
+    accumulators: int
+    inexact: int
+    """Accumulators that are not what the student's layer gives for the session's own input bits; there may be none."""
 
 
 @dataclass(frozen=True)
@@ -107,5 +111,36 @@ class VerifyReport:
 
     @property
     def passed(self) -> bool:
-        """Whether every difference comes from a value within rounding of a sign boundary."""
-        return self.unexplained_samples == 0 and all(layer.first == layer.first_boundary for layer in self.layers)
+        """Whether binary layers are exact and every difference comes from a value within rounding of a threshold."""
+        layers_hold = all(layer.inexact == 0 and layer.first == layer.first_boundary for layer in self.layers)
+        return self.unexplained_samples == 0 and layers_hold
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """Top-1 accuracy of a run's student, an artifact or a float model on one split. Units: seconds; accuracy in [0, 1]."""
+
+    accuracy: float
+    samples: int
+    kind: Literal["run", "artifact", "model"]
+    target: str
+    split: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class GoldenReport:
+    """An artifact's output for its golden input, compared with the stored one."""
+
+    largest_difference: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a model, a run or an artifact consists of, as plain data; each layer has a `name`."""
+
+    kind: Literal["run", "artifact", "model"]
+    name: str
+    layers: tuple[dict[str, Any], ...]
+    summary: dict[str, Any]
