@@ -1,7 +1,8 @@
 """The operators that a program may call: name, arguments, types. A hand-written allow-list.
 
 A row reads `name type, name type?, ...`; `?` marks what may be None, and everything after `|` may be left out.
-Types: tensor, tensors, int, ints, number, float, bool, str, dtype. A size (int, ints) may be a multiple of the batch.
+Types: tensor, tensors, int, ints, number, operand (a tensor or number), float, bool, str,
+dtype, and the fixed arguments `false` and `zero`. A size (int, ints) may be a multiple of the batch.
 The rows of `bnnconvert.*` are our own and FORMAT.md says what they compute. The rows of `aten.*` are operators of
 PyTorch under its own names; they act on each sample alone when the program's values have the batch on axis 0.
 """
@@ -38,7 +39,8 @@ _AVG = f"{_AVG1}, divisor_override int?"
 _SIZE = "self tensor, output_size ints"
 _UNARY = "self tensor"
 _TWO = "self tensor, other tensor"
-_ALPHA = "self tensor, other tensor | alpha number"
+_PAIR = "self tensor, other operand"
+_ALPHA = "self tensor, other operand | alpha number"
 _SCALAR = "self tensor, other number"
 _REDUCE = "self tensor, dim ints? | keepdim bool, dtype dtype?"
 _NORM = "weight tensor?, bias tensor?, eps float"
@@ -71,11 +73,11 @@ _WEIGHTED = {
     "aten.addmm.default": "self tensor, mat1 tensor, mat2 tensor | beta number, alpha number",
     "aten.embedding.default": "weight tensor, indices tensor | padding_idx int",
     "aten.scaled_dot_product_attention.default": "query tensor, key tensor, value tensor"
-    " | attn_mask tensor?, dropout_p float, is_causal bool, scale float?, enable_gqa bool",
+    " | attn_mask tensor?, dropout_p zero, is_causal bool, scale float?, enable_gqa bool",
 }
 
 _NORMS = {
-    "aten.batch_norm.default": f"input tensor, {_STATISTICS}, training bool, momentum float, eps float,"
+    "aten.batch_norm.default": f"input tensor, {_STATISTICS}, training false, momentum float, eps float,"
     " cudnn_enabled bool",
     "aten.instance_norm.default": f"input tensor, {_STATISTICS}, use_input_stats bool, momentum float, eps float,"
     " cudnn_enabled bool",
@@ -171,9 +173,9 @@ _ARITHMETIC = {
     "aten.sub.Tensor": _ALPHA,
     "aten.sub.Scalar": "self tensor, other number | alpha number",
     "aten.rsub.Scalar": "self tensor, other number | alpha number",
-    "aten.mul.Tensor": _TWO,
+    "aten.mul.Tensor": _PAIR,
     "aten.mul.Scalar": _SCALAR,
-    "aten.div.Tensor": _TWO,
+    "aten.div.Tensor": _PAIR,
     "aten.div.Scalar": _SCALAR,
     "aten.neg.default": _UNARY,
     "aten.abs.default": _UNARY,
@@ -195,10 +197,10 @@ _ARITHMETIC = {
     "aten.gt.Scalar": _SCALAR,
     "aten.le.Scalar": _SCALAR,
     "aten.lt.Scalar": _SCALAR,
-    "aten.ge.Tensor": _TWO,
-    "aten.gt.Tensor": _TWO,
-    "aten.le.Tensor": _TWO,
-    "aten.lt.Tensor": _TWO,
+    "aten.ge.Tensor": _PAIR,
+    "aten.gt.Tensor": _PAIR,
+    "aten.le.Tensor": _PAIR,
+    "aten.lt.Tensor": _PAIR,
     "aten.mean.dim": _REDUCE,
     "aten.sum.dim_IntList": _REDUCE,
     "aten.amax.default": "self tensor | dim ints, keepdim bool",
@@ -230,6 +232,10 @@ SIGNATURES: Mapping[str, Signature] = {
 """Every operator by name."""
 
 
+FIXED: Mapping[str, bool | float] = {"false": False, "zero": 0.0}
+"""Arguments with which an operator neither changes a tensor nor draws random numbers."""
+
+
 def mismatch(op: str, arguments: Mapping[str, Argument]) -> str | None:
     """What is wrong with the arguments of a known operator, or None."""
     signature = SIGNATURES[op]
@@ -250,13 +256,16 @@ def _is(argument: Argument, kind: str) -> bool:
 
 
 def _is_scalar(argument: Scalar, kind: str) -> bool:
+    if kind in FIXED:
+        return type(argument) in (bool, float) and argument == FIXED[kind]
     if kind == "bool" or isinstance(argument, bool):
-        return isinstance(argument, bool) and kind in ("bool", "number")
+        return isinstance(argument, bool) and kind in ("bool", "number", "operand")
     types: dict[str, tuple[type, ...]] = {
         "tensor": (Value, Constant),
         "int": (int, Batch),
         "number": (int, float, NonFinite),
         "float": (int, float, NonFinite),
+        "operand": (Value, Constant, int, float, NonFinite),
         "str": (str,),
         "dtype": (DType,),
     }

@@ -5,9 +5,12 @@ threshold. Per sample, the earliest layer whose input bits differ must therefore
 lies within rounding of a threshold: |x - t| <= ROUNDING * max|x|, the maximum taken over the layer's input. After that
 layer the sample is on another path, and its later bits and outputs may differ by any amount.
 A sample whose bits all agree must agree in its outputs within TOLERANCE * max(1, max|output|).
+
+Independently of that, each binary layer must be exact: its accumulators must equal those that the student's own map
+gives for the bits that entered it in the session.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +23,7 @@ from torch.fx import GraphModule, Interpreter
 from bnnconvert.artifact.schema import Array
 from bnnconvert.bits import Bits
 from bnnconvert.layers.base import BinaryLayer
+from bnnconvert.layers.conv2d import BinaryConv2d
 from bnnconvert.runtime.session import Session, flattened
 from bnnconvert.values.program import Value
 from bnnconvert.values.report import LayerFlips, VerifyReport
@@ -38,8 +42,11 @@ def verify(student: GraphModule, session: Session, batches: Iterable[Tensor]) ->
             expected = flattened(recorder.run(x))
             values = session.trace(x.numpy())
             flips = _Flips(len(x))
-            for layer, call, bits in _input_bits(session, values):
-                flips.add(layer, bits, student.get_submodule(layer), recorder.inputs[layer][call])
+            for name, call, bits, acc in _binary_calls(session, values):
+                layer = student.get_submodule(name)
+                assert isinstance(layer, BinaryLayer)
+                inexact = acc != accumulators(layer, torch.from_numpy(bits)).numpy()
+                flips.add(name, bits, layer, recorder.inputs[name][call], inexact=inexact)
             actual = [values[name] for name in session.program.output.values()]
             tally.add(flips, actual, [e.numpy() for e in expected])
     return tally.report()
@@ -70,14 +77,15 @@ class Recorder(Interpreter):
         return super().call_module(target, args, kwargs)
 
 
-def _input_bits(session: Session, values: Any) -> Iterator[tuple[str, int, Bits]]:
-    """Layer, number of its call, and the bits that entered it."""
+def _binary_calls(session: Session, values: Mapping[str, Array]) -> Iterator[tuple[str, int, Bits, Array]]:
+    """Layer, number of its call, the bits that entered it and the accumulators that left it."""
     calls: dict[str, int] = {}
     for node in session.program.nodes:
         if node.op in ("bnnconvert.binary_conv2d", "bnnconvert.binary_linear"):
             argument = node.arguments["bits"]
             assert isinstance(argument, Value)
-            yield node.layer, calls.setdefault(node.layer, 0), values[argument.value]
+            bits, acc = values[argument.value], values[node.outputs[0].name]
+            yield node.layer, calls.setdefault(node.layer, 0), bits, acc
             calls[node.layer] += 1
 
 
@@ -85,6 +93,17 @@ def student_bits(layer: BinaryLayer, x: Tensor) -> Tensor:
     """Input bits as the student's own binarizer gives them, planes on the channel axis."""
     assert layer.input_binarizer is not None
     return torch.cat([plane.pm1 > 0 for plane in layer.input_binarizer.planes(x)], 1)
+
+
+def accumulators(layer: BinaryLayer, bits: Tensor) -> Tensor:
+    """The student's own map of input bits.
+
+    Shapes: bits (N, P * C, ...) -> (N, P * M * O, ...) or, for a linear layer, planes and outputs on the last axis.
+    """
+    axis = 1 if isinstance(layer, BinaryConv2d) else -1
+    channels = layer.weight.shape[1] * (layer.groups if isinstance(layer, BinaryConv2d) else 1)
+    planes = torch.split(bits.to(layer.weight.dtype) * 2 - 1, channels, axis)
+    return torch.cat([layer.linear_map(a, b.pm1) for a in planes for b in layer.weight_planes()], axis)
 
 
 def at_boundary(layer: BinaryLayer, x: Tensor) -> Tensor:
@@ -109,14 +128,14 @@ class _Flips:
         self.parted = np.zeros(samples, np.bool_)
         self.explained = np.ones(samples, np.bool_)
 
-    def add(self, name: str, bits: Bits, layer: nn.Module, x: Tensor) -> None:
+    def add(self, name: str, bits: Bits, layer: BinaryLayer, x: Tensor, *, inexact: Bits) -> None:
         """Compare the bits that enter one call of a layer."""
-        assert isinstance(layer, BinaryLayer)
         flips = (bits != student_bits(layer, x).numpy()).reshape(len(bits), -1)
         boundary = flips & at_boundary(layer, x).numpy().reshape(flips.shape) if flips.any() else flips
         first = flips & ~self.parted[:, None]
         counts = (flips, boundary, first, first & boundary)
-        self.layers.append(LayerFlips(name, flips.size, *(int(c.sum()) for c in counts)))
+        sums = tuple(int(c.sum()) for c in counts)
+        self.layers.append(LayerFlips(name, flips.size, *sums, inexact.size, int(inexact.sum())))
         self.explained &= ~(first & ~boundary).any(1)
         self.parted |= flips.any(1)
 
@@ -156,5 +175,5 @@ class _Tally:
 
 
 def _sum(a: LayerFlips, b: LayerFlips) -> LayerFlips:
-    counts = ("bits", "flips", "boundary", "first", "first_boundary")
+    counts = ("bits", "flips", "boundary", "first", "first_boundary", "accumulators", "inexact")
     return LayerFlips(a.layer, *(getattr(a, name) + getattr(b, name) for name in counts))

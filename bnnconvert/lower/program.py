@@ -18,7 +18,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from bnnconvert.artifact.signatures import SIGNATURES
+from bnnconvert.artifact.signatures import SIGNATURES, mismatch
 from bnnconvert.errors import RefusalError
 from bnnconvert.layers.packed import PackedLayer
 from bnnconvert.values import program as values
@@ -133,6 +133,9 @@ class _Lowering:
         names = [node.name] if outputs is not value else [f"{node.name}.{i}" for i in range(len(outputs))]
         specs = tuple(self._spec(n, v, layer or node.name) for n, v in zip(names, outputs, strict=True))
         arguments = self._arguments(node, layer or node.name)
+        problem = mismatch(op, arguments)
+        if problem is not None:
+            raise RefusalError(f"{layer or node.name}: {name} {problem} in a packed program; change the model")
         self.nodes.append(values.Node(op=op, layer=layer, arguments=arguments, outputs=specs))
         refs = tuple(Value(value=n) for n in names)
         self.refs[node] = refs if outputs is value else refs[0]

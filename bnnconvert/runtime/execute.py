@@ -49,17 +49,17 @@ def prepare(program: Program, tensors: Mapping[str, Array], where: str) -> list[
     Raises: ArtifactError where torch would not run a node or gives another shape than the program declares.
     """
     torch = load_torch(where) if needs_torch(program) else None
-    calls = []
+    calls: list[Call] = []
+    specs = program.specs()
     for number, node in enumerate(program.nodes):
         if node.op in NUMPY:
             calls.append(NUMPY[node.op](_Packed(node, tensors)))
             continue
         assert torch is not None
-        call = _Torch(torch, node, tensors)
+        at = f"{where}: node {number} ({node.op}{f' of {node.layer}' if node.layer else ''})"
+        call = _Torch(torch, node, tensors, at)
         if node.op.startswith("aten."):
-            call.check(
-                program.specs(), f"{where}: node {number} ({node.op}{f' of {node.layer}' if node.layer else ''})"
-            )
+            call.check(specs)
         calls.append(call)
     return calls
 
@@ -117,39 +117,42 @@ NUMPY: Mapping[str, Callable[[_Packed], Call]] = {
 class _Torch:
     """A node that runs in torch; its constants are converted once."""
 
-    def __init__(self, torch: ModuleType, node: Node, tensors: Mapping[str, Array]) -> None:
-        self.torch, self.node = torch, node
+    def __init__(self, torch: ModuleType, node: Node, tensors: Mapping[str, Array], at: str) -> None:
+        self.torch, self.node, self.at = torch, node, at
         self.constants = {
             r.tensor: torch.from_numpy(tensors[r.tensor].copy()) for r in node.references() if isinstance(r, Constant)
         }
+        self.names = [r.value for r in node.references() if isinstance(r, Value)]
         self.function = self._signed() if node.op.startswith("bnnconvert.") else self._aten()
 
     def __call__(self, values: Values, batch: int) -> tuple[Array, ...]:
-        names = [r.value for r in self.node.references() if isinstance(r, Value)]
-        given = {name: self.torch.from_numpy(_writable(values[name])) for name in names}
-        with self.torch.no_grad():
-            result = self.function(**self._arguments(given, self.constants, batch))
-        return tuple(r.numpy() for r in (result if isinstance(result, list | tuple) else (result,)))
+        given = {name: self.torch.from_numpy(_writable(values[name])) for name in self.names}
+        return tuple(r.numpy() for r in self._run(given, self.constants, batch))
 
-    def check(self, specs: Mapping[str, ValueSpec], at: str) -> None:
-        """Run the node on tensors without data and compare the result with what the program declares."""
+    def check(self, specs: Mapping[str, ValueSpec]) -> None:
+        """Run the node on tensors without data, so that most of what is wrong with it shows before any work is done."""
         torch = self.torch
 
         def empty(spec: ValueSpec) -> Any:
             return torch.empty(spec.sized(CHECK_BATCH), dtype=getattr(torch, spec.dtype), device="meta")
 
-        given = {r.value: empty(specs[r.value]) for r in self.node.references() if isinstance(r, Value)}
-        constants = {name: tensor.to("meta") for name, tensor in self.constants.items()}
+        given = {name: empty(specs[name]) for name in self.names}
+        self._run(given, {name: tensor.to("meta") for name, tensor in self.constants.items()}, CHECK_BATCH)
+
+    def _run(self, given: Mapping[str, Any], constants: Mapping[str, Any], batch: int) -> tuple[Any, ...]:
+        """Results of the node, compared with what the program declares."""
         try:
-            result = self.function(**self._arguments(given, constants, CHECK_BATCH))
+            with self.torch.no_grad():
+                result = self.function(**self._arguments(given, constants, batch))
         except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ArtifactError(f"{at}: torch does not run it with these arguments ({reason[:300]})") from error
-        results = result if isinstance(result, list | tuple) else (result,)
+            raise ArtifactError(f"{self.at}: torch does not run it with these arguments ({reason[:300]})") from error
+        results = tuple(result) if isinstance(result, list | tuple) else (result,)
         actual = [(str(r.dtype).removeprefix("torch."), tuple(r.shape)) for r in results]
-        declared = [(spec.dtype, spec.sized(CHECK_BATCH)) for spec in self.node.outputs]
+        declared = [(spec.dtype, spec.sized(batch)) for spec in self.node.outputs]
         if actual != declared:
-            raise ArtifactError(f"{at}: it declares {declared} for {CHECK_BATCH} samples and gives {actual}")
+            raise ArtifactError(f"{self.at}: it declares {declared} for {batch} samples and gives {actual}")
+        return results
 
     def _aten(self) -> Callable[..., Any]:
         """The operator itself, but a view of a tensor that lies otherwise in memory than the exporter's is a copy."""

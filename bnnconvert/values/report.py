@@ -92,7 +92,7 @@ class LayerFlips:
     first_boundary: int
     accumulators: int
     inexact: int
-    """Accumulators that are not what the student's layer gives for the session's own input bits; there may be none."""
+    """Accumulators other than the student's layer gives for the session's own input bits; there may be none."""
 
 
 @dataclass(frozen=True)
