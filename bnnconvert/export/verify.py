@@ -133,9 +133,18 @@ class _Flips:
         flips = (bits != student_bits(layer, x).numpy()).reshape(len(bits), -1)
         boundary = flips & at_boundary(layer, x).numpy().reshape(flips.shape) if flips.any() else flips
         first = flips & ~self.parted[:, None]
-        counts = (flips, boundary, first, first & boundary)
-        sums = tuple(int(c.sum()) for c in counts)
-        self.layers.append(LayerFlips(name, flips.size, *sums, inexact.size, int(inexact.sum())))
+        self.layers.append(
+            LayerFlips(
+                layer=name,
+                bits=flips.size,
+                flips=int(flips.sum()),
+                boundary=int(boundary.sum()),
+                first=int(first.sum()),
+                first_boundary=int((first & boundary).sum()),
+                accumulators=inexact.size,
+                inexact=int(inexact.sum()),
+            )
+        )
         self.explained &= ~(first & ~boundary).any(1)
         self.parted |= flips.any(1)
 
