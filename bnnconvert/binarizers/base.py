@@ -46,7 +46,7 @@ class WeightBinarizer(nn.Module, ABC):
     """Binarizes a latent weight, output channel first. Stored by the layer that owns the weight."""
 
     source: ClassVar[str]
-    clip: ClassVar[float | None] = None
+    clip: float | None = None
     """Latent weights are clamped to [-clip, clip] after each optimizer step; None leaves them alone."""
 
     @abstractmethod

@@ -1,7 +1,7 @@
 """Libra-PB of IR-Net: balanced and standardised weights with a power-of-two scale.
 
-    W'   = (W - mean W) / std W       per filter, unbiased std, both inside the gradient
-    W^_o = s_o sign(W'_o),   s_o = 2^round(log2 mean|W'_o|), a constant
+W'   = (W - mean W) / std W       per filter, unbiased std, both inside the gradient
+W^_o = s_o sign(W'_o),   s_o = 2^round(log2 mean|W'_o|), a constant
 """
 
 from typing import ClassVar

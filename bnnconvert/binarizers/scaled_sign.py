@@ -1,11 +1,11 @@
 """Sign with the L2-optimal scale per filter, as BWN and XNOR-Net define it.
 
-    W^_o = alpha_o B_o,   B = sign(W),   alpha_o = mean|W_o|   (argmin ||W - alpha B||^2)
+W^_o = alpha_o B_o,   B = sign(W),   alpha_o = mean|W_o|   (argmin ||W - alpha B||^2)
 
-    backward, with m = the estimator's derivative of sign and n = weights per filter:
-      exact     g_W = B/n * sum_j g_j B_j + alpha m g      product rule
-      paper     g_W = g (1/n + alpha m)                    as printed in the paper
-      detached  g_W = alpha m g                            alpha is a constant (Bi-Real, ReActNet)
+backward, with m = the estimator's derivative of sign and n = weights per filter:
+  exact     g_W = B/n * sum_j g_j B_j + alpha m g      product rule
+  paper     g_W = g (1/n + alpha m)                    as printed in the paper
+  detached  g_W = alpha m g                            alpha is a constant (Bi-Real, ReActNet)
 """
 
 from typing import ClassVar, Literal

@@ -1,7 +1,7 @@
 """Plain sign, without a scale.
 
-    weights   W^ = sign(W)            inputs   x^ = sign(x)
-    backward  by the estimator; the latent weight is clipped to [-clip, clip] after each step
+weights   W^ = sign(W)            inputs   x^ = sign(x)
+backward  by the estimator; the latent weight is clipped to [-clip, clip] after each step
 """
 
 from typing import ClassVar

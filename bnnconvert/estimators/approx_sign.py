@@ -1,7 +1,7 @@
 """ApproxSign: the derivative of a piecewise quadratic that approaches sign.
 
-    f(x) = -1 | 2x + x^2 | 2x - x^2 | +1        on x < -1 | [-1, 0) | [0, 1) | 1 <= x
-    g_x  = g * max(0, 2 - 2|x|)
+f(x) = -1 | 2x + x^2 | 2x - x^2 | +1        on x < -1 | [-1, 0) | [0, 1) | 1 <= x
+g_x  = g * max(0, 2 - 2|x|)
 """
 
 from typing import ClassVar

@@ -1,7 +1,7 @@
 """What an estimator is: sign forward, a surrogate derivative backward.
 
-    forward   sign(x) = +1 if x >= 0 else -1
-    backward  g_x = gradient(x, g)
+forward   sign(x) = +1 if x >= 0 else -1
+backward  g_x = gradient(x, g)
 """
 
 from abc import ABC, abstractmethod
@@ -44,6 +44,6 @@ class _SignThrough(torch.autograd.Function):
         return sign_pm1(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         return ctx.estimator.gradient(x, grad), None

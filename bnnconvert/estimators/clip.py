@@ -1,7 +1,7 @@
 """Clipped straight-through: the derivative of hardtanh.
 
-    g_x = g * 1{|x| <= 1}      closed (the BNN paper)
-    g_x = g * 1{|x| <  1}      open   (the XNOR-Net code)
+g_x = g * 1{|x| <= 1}      closed (the BNN paper)
+g_x = g * 1{|x| <  1}      open   (the XNOR-Net code)
 """
 
 import math

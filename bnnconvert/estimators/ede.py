@@ -1,7 +1,7 @@
 """EDE, the error decay estimator: from nearly the identity to nearly sign.
 
-    g_x = g * k * t * (1 - tanh(t x)^2)
-    t   = t_min * (t_max / t_min)^progress,    k = max(1 / t, 1)
+g_x = g * k * t * (1 - tanh(t x)^2)
+t   = t_min * (t_max / t_min)^progress,    k = max(1 / t, 1)
 """
 
 from typing import ClassVar

@@ -1,6 +1,6 @@
 """Straight-through: the gradient passes sign unchanged.
 
-    g_x = g
+g_x = g
 """
 
 from typing import ClassVar

@@ -83,3 +83,10 @@ class BinaryLayer(nn.Module):
     @abstractmethod
     def _per_channel(self, values: Tensor, like: Tensor) -> Tensor:
         """View per-output-channel values so that they broadcast over `like`."""
+
+
+def parameters_of(layer: nn.Conv2d | nn.Linear) -> tuple[nn.Parameter, nn.Parameter | None]:
+    """Weight and bias of a float layer, themselves and not copies."""
+    assert isinstance(layer.weight, nn.Parameter), "the planner keeps layers with computed weights float"
+    assert layer.bias is None or isinstance(layer.bias, nn.Parameter)
+    return layer.weight, layer.bias

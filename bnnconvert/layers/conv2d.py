@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnnconvert.binarizers.base import InputBinarizer, WeightBinarizer
-from bnnconvert.layers.base import BinaryLayer
+from bnnconvert.layers.base import BinaryLayer, parameters_of
 
 
 class BinaryConv2d(BinaryLayer):
@@ -49,9 +49,10 @@ class BinaryConv2d(BinaryLayer):
     ) -> "BinaryConv2d":
         """The binary twin of a float convolution, sharing its parameters."""
         assert not isinstance(conv.padding, str), "the planner keeps convolutions with named padding float"
+        weight, bias = parameters_of(conv)
         return cls(
-            conv.weight,
-            conv.bias,
+            weight,
+            bias,
             stride=_pair(conv.stride),
             padding=_pair(conv.padding),
             dilation=_pair(conv.dilation),

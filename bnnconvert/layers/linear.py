@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnnconvert.binarizers.base import InputBinarizer, WeightBinarizer
-from bnnconvert.layers.base import BinaryLayer
+from bnnconvert.layers.base import BinaryLayer, parameters_of
 
 
 class BinaryLinear(BinaryLayer):
@@ -36,7 +36,8 @@ class BinaryLinear(BinaryLayer):
         cls, linear: nn.Linear, *, weight_binarizer: WeightBinarizer, input_binarizer: InputBinarizer | None
     ) -> "BinaryLinear":
         """The binary twin of a float linear layer, sharing its parameters."""
-        return cls(linear.weight, linear.bias, weight_binarizer=weight_binarizer, input_binarizer=input_binarizer)
+        weight, bias = parameters_of(linear)
+        return cls(weight, bias, weight_binarizer=weight_binarizer, input_binarizer=input_binarizer)
 
     def linear_map(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight)

@@ -36,8 +36,9 @@ class PoolShortcut(Rewrite):
         conv = module_of(graph, site.node)
         assert isinstance(conv, nn.Conv2d)
         source = input_of(site.node)
+        stride = (conv.stride[0], conv.stride[1])
         # Odd sizes: ceil_mode gives the size that the strided convolution gave.
-        pool = nn.AvgPool2d(conv.stride, conv.stride, ceil_mode=True, count_include_pad=False)
+        pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
         shape, strided = shape_of(source), shape_of(site.node)
         assert shape is not None
         assert strided is not None

@@ -101,7 +101,7 @@ class Plan:
         return next((p for p in self.layers if p.facts.path == path), None)
 
     def with_rewrites(self, records: list[RewriteRecord]) -> "Plan":
-        """This plan with what the rewrites did."""
+        """The plan with what the rewrites did."""
         return replace(self, rewrites=tuple(records))
 
     @property
@@ -118,7 +118,7 @@ class Plan:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """This plan as plain data."""
+        """The plan as plain data."""
         layers = [
             asdict(p.facts)
             | {"macs": p.facts.macs, "float_bytes": p.facts.float_bytes, "packed_bytes": p.bytes}

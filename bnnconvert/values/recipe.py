@@ -126,7 +126,7 @@ class Checks(Section):
     """What a rewritten student must pass."""
 
     dead_channels: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Share of a sign's channels that may be constant on the probe input; at or above it the sign is refused as dead."""
+    """Share of constant channels on the probe input at which a sign is refused as dead."""
 
 
 class Recipe(Section):

@@ -111,14 +111,14 @@ class VerifyReport:
 
     @property
     def passed(self) -> bool:
-        """Whether binary layers are exact and every difference comes from a value within rounding of a threshold."""
+        """Whether binary layers are exact and all other differences come from values within rounding of a threshold."""
         layers_hold = all(layer.inexact == 0 and layer.first == layer.first_boundary for layer in self.layers)
         return self.unexplained_samples == 0 and layers_hold
 
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """Top-1 accuracy of a run's student, an artifact or a float model on one split. Units: seconds; accuracy in [0, 1]."""
+    """Top-1 accuracy, in [0, 1], of a run's student, an artifact or a float model on one split."""
 
     accuracy: float
     samples: int

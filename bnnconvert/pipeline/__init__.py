@@ -1,0 +1,22 @@
+"""The stages in order, and the Python API. Only this package imports all stages."""
+
+from bnnconvert.pipeline.convert import check_recipe, convert, convert_model, open_run
+from bnnconvert.pipeline.evaluate import evaluate
+from bnnconvert.pipeline.export import export
+from bnnconvert.pipeline.finetune import finetune
+from bnnconvert.pipeline.inspect import inspect
+from bnnconvert.pipeline.student import Student
+from bnnconvert.pipeline.verify import verify
+
+__all__ = [
+    "Student",
+    "check_recipe",
+    "convert",
+    "convert_model",
+    "evaluate",
+    "export",
+    "finetune",
+    "inspect",
+    "open_run",
+    "verify",
+]

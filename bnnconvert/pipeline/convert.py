@@ -1,0 +1,176 @@
+"""Load, trace, plan, rewrite: from a float model to a student, and to a run directory."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace as changed
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from bnnconvert.binarizers import build_input_binarizer, build_weight_binarizer
+from bnnconvert.export.packed import module_bytes
+from bnnconvert.load.data import load_data
+from bnnconvert.load.model import LoadedModel, load_model
+from bnnconvert.load.shapes import guess_input_shape
+from bnnconvert.load.user_code import is_factory
+from bnnconvert.lower.deploy import deploy_bytes
+from bnnconvert.pipeline.run_files import fill_run, load_source, load_weights
+from bnnconvert.pipeline.student import Student, data_record, outputs_of, probe_input
+from bnnconvert.plan.planner import make_plan
+from bnnconvert.recipe import load_recipe, parse_recipe, recipe_text
+from bnnconvert.rewrite.base import Rewrite
+from bnnconvert.rewrite.dead_signs import require_live_signs
+from bnnconvert.rewrite.runner import build_rewrites, run_rewrites
+from bnnconvert.trace.dataflow import layer_facts
+from bnnconvert.trace.tracer import trace
+from bnnconvert.train.objective import build_losses
+from bnnconvert.train.optimizers import OPTIMIZERS
+from bnnconvert.values.data import Data, check_fits
+from bnnconvert.values.recipe import Recipe
+from bnnconvert.values.run import SUFFIX, RunDirectory, find_run, new_run
+from bnnconvert.values.tables import look_up
+
+
+def convert(
+    model: nn.Module,
+    recipe: str | Recipe = "xnor",
+    *,
+    example_inputs: tuple[Tensor, ...] | None = None,
+    input_shape: Sequence[int] | None = None,
+    data: str | Data | None = None,
+) -> Student:
+    """Student of a float model; the model itself stays as it is.
+
+    Raises: UsageError, RefusalError.
+    """
+    if isinstance(recipe, str):
+        recipe = load_recipe(recipe)
+    rewrites = check_recipe(recipe)
+    loaded = _data(data)
+    if example_inputs is not None:
+        input_shape = (1, *example_inputs[0].shape[1:])
+    shape, notes = input_shape_of(model, input_shape, loaded)
+    probe = probe_input(shape, loaded)
+    model = copy.deepcopy(model).cpu().float()
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    teacher = trace(model, probe)
+    if loaded is not None:
+        check_fits(loaded, shape, outputs_of(teacher, probe))
+    plan = make_plan(recipe, layer_facts(teacher), input_shape=shape, model_bytes=module_bytes(model))
+    student = copy.deepcopy(teacher)
+    plan = run_rewrites(student, plan, rewrites, probe=probe)
+    warnings = require_live_signs(student, probe, limit=recipe.checks.dead_channels)
+    plan = changed(plan, warnings=warnings, predicted_bytes=deploy_bytes(student, probe[0]))
+    return Student(student, teacher, plan, recipe, shape, data=data_record(loaded), notes=notes)
+
+
+def check_recipe(recipe: Recipe) -> list[Rewrite]:
+    """The recipe's rewrites, after a look at every name and option in it.
+
+    Raises: UsageError naming the key that is wrong.
+    """
+    rewrites = build_rewrites(recipe)
+    for number, rule in enumerate(recipe.layers):
+        where = f"recipe {recipe.name!r}, layers[{number}]"
+        if rule.weights is not None:
+            build_weight_binarizer(rule.weights, where=f"{where}.weights")
+        if rule.inputs is not None:
+            build_input_binarizer(rule.inputs, 1, where=f"{where}.inputs")
+    build_losses(recipe.training.losses)
+    where = f"recipe {recipe.name!r}, training.optimizer"
+    look_up(OPTIMIZERS, recipe.training.optimizer.name, where=where, what="optimizer")
+    return rewrites
+
+
+def convert_model(
+    spec: str,
+    recipe: str = "xnor",
+    *,
+    model: str | None = None,
+    trust_pickle: bool = False,
+    input_shape: Sequence[int] | None = None,
+    data: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    out: str | Path | None = None,
+    dry_run: bool = False,
+    replace: bool = False,
+) -> Student:
+    """Convert a model file or factory and write the run directory `NAME.bnn/`, unless it is a dry run.
+
+    Raises: UsageError, RefusalError; nothing is written then.
+    """
+    text = recipe_text(recipe)
+    parsed = load_recipe(recipe)
+    check_recipe(parsed)
+    loaded = load_model(spec, model=model, trust_pickle=trust_pickle)
+    given = None if data is None else load_data(data, mean=mean, std=std)
+    student = convert(loaded.module, parsed, input_shape=input_shape, data=given)
+    if dry_run:
+        return student
+    path = Path(out) if out is not None else Path.cwd() / f"{_name(spec)}{SUFFIX}"
+    with new_run(path, replace=replace) as run:
+        fill_run(
+            run,
+            loaded,
+            student.model,
+            factory=model,
+            trust_pickle=trust_pickle,
+            recipe=parsed.name,
+            recipe_text=text,
+            plan=student.plan,
+            data=student.data,
+        )
+    student.run = RunDirectory(path)
+    return student
+
+
+def open_run(path: str | Path | None = None) -> Student:
+    """Student of a run directory, with its newest weights; by default of the newest one in the current folder.
+
+    Raises: UsageError if there is none, ArtifactError if it is damaged.
+    """
+    run = find_run(None if path is None else Path(path), folder=Path.cwd())
+    record = run.read()
+    loaded = load_source(run, record)
+    student = _rebuild(
+        loaded, parse_recipe(run.file("recipe.toml").read_text("utf-8"), where=str(run.path)), record.input_shape
+    )
+    load_weights(student.model, run)
+    student.run, student.data = run, record.data
+    return student
+
+
+def _rebuild(loaded: LoadedModel, recipe: Recipe, shape: tuple[int, ...]) -> Student:
+    """The student as convert made it, before its own weights are loaded."""
+    probe = probe_input(shape, None)
+    teacher = trace(loaded.module, probe)
+    plan = make_plan(recipe, layer_facts(teacher), input_shape=shape, model_bytes=module_bytes(loaded.module))
+    model = copy.deepcopy(teacher)
+    plan = run_rewrites(model, plan, check_recipe(recipe), probe=probe)
+    return Student(model, teacher, plan, recipe, shape)
+
+
+def input_shape_of(
+    model: nn.Module, given: Sequence[int] | None, data: Data | None
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Input shape with batch 1, and what to tell the user about it."""
+    if given is not None:
+        return (1, *tuple(given)[1:]), ()
+    if data is not None:
+        return (1, *data.sample_shape), ()
+    shape = guess_input_shape(model)
+    shown = ",".join(map(str, shape))
+    return shape, (f"Input shape {shown} guessed from the first layer; give another with --input-shape.",)
+
+
+def _data(data: str | Data | None) -> Data | None:
+    return load_data(data) if isinstance(data, str) else data
+
+
+def _name(spec: str) -> str:
+    """Name of a run for what the user typed: the file's, or the factory's."""
+    if is_factory(spec):
+        return spec.rpartition(":")[2]
+    return Path(spec).stem

@@ -1,0 +1,80 @@
+"""Train a student with its original as the teacher."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from safetensors.torch import load_file
+
+from bnnconvert.errors import UsageError
+from bnnconvert.load.data import load_data
+from bnnconvert.pipeline.student import Student, data_record, outputs_of, probe_input
+from bnnconvert.train import finetune as train_student
+from bnnconvert.values.data import Data, check_fits
+from bnnconvert.values.progress import Progress
+from bnnconvert.values.report import TrainReport
+
+
+def finetune(
+    student: Student,
+    data: str | Data | None = None,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    resume: bool = False,
+    restart: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> TrainReport:
+    """Fine-tune the student in place, with the original as its teacher.
+
+    Options are those of `bnnconvert.train.finetune`: epochs, max_steps, batch_size, lr, device, seed, augment,
+    mixed_precision, compile, workers.
+
+    Raises: UsageError, RefusalError.
+    """
+    loaded = _training_data(student, data, mean, std)
+    check_fits(loaded, student.input_shape, outputs_of(student.teacher, probe_input(student.input_shape, None)))
+    run = student.run
+    main = int(os.environ.get("RANK", "0")) == 0
+    if run is not None:
+        if run.has_checkpoint and not (resume or restart):
+            raise UsageError(
+                f"{run.path}: holds a checkpoint; give --resume to go on with it, or --restart to begin anew."
+            )
+        if restart and main:
+            for name in ("checkpoint.pt", "best.safetensors", "metrics.jsonl"):
+                run.file(name).unlink(missing_ok=True)
+        if not resume:
+            student.model.load_state_dict(load_file(run.file("student.safetensors")))
+        if main:
+            run.write(run.read().model_copy(update={"data": data_record(loaded)}))
+    report = train_student(
+        student.model,
+        student.teacher,
+        loaded,
+        student.recipe.training,
+        folder=None if run is None else run.path,
+        resume=resume,
+        progress=progress,
+        **options,
+    )
+    student.data = data_record(loaded)
+    if run is not None and main:
+        metrics = {"held_out_accuracy": report.held_out_accuracy, "epochs": float(report.epochs)}
+        run.write(run.read().model_copy(update={"metrics": metrics}))
+    return report
+
+
+def _training_data(
+    student: Student, data: str | Data | None, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> Data:
+    if isinstance(data, Data):
+        return data
+    recorded = student.data
+    if data is None and recorded is None:
+        raise UsageError("There is no data to fine-tune on; give it with --data DIR.")
+    if data is None or (recorded is not None and data == recorded.source):
+        assert recorded is not None
+        return load_data(recorded.source, mean=mean or recorded.mean or None, std=std or recorded.std or None)
+    return load_data(data, mean=mean, std=std)

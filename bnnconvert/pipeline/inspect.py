@@ -1,0 +1,69 @@
+"""What a model, a run or an artifact consists of, as plain data."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from bnnconvert.export.packed import module_bytes
+from bnnconvert.pipeline.convert import input_shape_of
+from bnnconvert.pipeline.student import Student, probe_input
+from bnnconvert.pipeline.targets import open_target
+from bnnconvert.runtime import Session
+from bnnconvert.trace.dataflow import layer_facts
+from bnnconvert.trace.tracer import trace
+from bnnconvert.values.report import Inspection
+
+
+def inspect(
+    target: str,
+    *,
+    model: str | None = None,
+    trust_pickle: bool = False,
+    input_shape: Sequence[int] | None = None,
+) -> Inspection:
+    """What a model, a run or an artifact consists of.
+
+    Raises: UsageError, RefusalError, ArtifactError.
+    """
+    opened = open_target(target, model=model, trust_pickle=trust_pickle)
+    if isinstance(opened, Session):
+        return _inspect_artifact(target, opened)
+    if isinstance(opened, Student):
+        plan = opened.plan.to_json()
+        assert opened.run is not None
+        record = opened.run.read()
+        summary = {
+            "recipe": plan["recipe"],
+            "input_shape": plan["input_shape"],
+            "rewrites": plan["rewrites"],
+            "totals": plan["totals"],
+            "source": record.source,
+            "data": None if record.data is None else record.data.model_dump(),
+            "fine_tuned": opened.run.file("best.safetensors").exists(),
+            "metrics": record.metrics,
+        }
+        return Inspection("run", str(opened.run.path), tuple(plan["layers"]), summary)
+    shape, notes = input_shape_of(opened, input_shape, None)
+    facts = layer_facts(trace(opened, probe_input(shape, None)))
+    layers = tuple(
+        {"name": f.path} | asdict(f) | {"macs": f.macs, "float_bytes": f.float_bytes, "packed_bytes": f.packed_bytes()}
+        for f in facts
+    )
+    totals = {"parameters": sum(p.numel() for p in opened.parameters()), "macs": sum(f.macs for f in facts)}
+    summary = {"input_shape": list(shape), "notes": list(notes), "totals": totals | {"bytes": module_bytes(opened)}}
+    return Inspection("model", target, layers, summary)
+
+
+def _inspect_artifact(target: str, session: Session) -> Inspection:
+    layers = tuple(
+        {"name": node.name, "op": node.op, "layer": node.layer, "shape": [list(o.sized(1)) for o in node.outputs]}
+        for node in session.program.nodes
+    )
+    tensors = session.artifact.tensors
+    summary = {
+        "metadata": session.metadata.model_dump(mode="json", exclude={"recipe_text"}),
+        "input_shape": list(session.input_shape),
+        "tensor_bytes": sum(a.nbytes for a in tensors.values()),
+        "tensors": {name: {"dtype": str(a.dtype), "shape": list(a.shape)} for name, a in tensors.items()},
+        "torch_nodes": [node.name for node in session.program.nodes if not node.op.startswith("bnnconvert.")],
+    }
+    return Inspection("artifact", target, layers, summary)

@@ -1,0 +1,74 @@
+"""A converted model as the commands and the Python API hand it around, and where it gets its data."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from bnnconvert.errors import UsageError
+from bnnconvert.load.data import load_data
+from bnnconvert.load.user_code import is_factory
+from bnnconvert.values.data import Data, normalise
+from bnnconvert.values.plan import Plan
+from bnnconvert.values.recipe import Recipe
+from bnnconvert.values.run import DataRecord, RunDirectory
+
+PROBE_SAMPLES = 8
+"""Samples of the probe input: enough for batch statistics, few enough for any model."""
+
+
+@dataclass
+class Student:
+    """A converted model: an ordinary trainable module, its teacher, and how it came about."""
+
+    model: GraphModule
+    teacher: GraphModule
+    plan: Plan
+    recipe: Recipe
+    input_shape: tuple[int, ...]
+    run: RunDirectory | None = None
+    data: DataRecord | None = None
+    notes: tuple[str, ...] = ()
+
+
+def probe_input(shape: Sequence[int], data: Data | None) -> tuple[Tensor]:
+    """A few samples: of the training data if there is any, else standard normal, the same each time."""
+    if data is None:
+        generator = torch.Generator().manual_seed(0)
+        return (torch.randn(PROBE_SAMPLES, *shape[1:], generator=generator),)
+    count = min(PROBE_SAMPLES, len(data.train))
+    images, _ = data.train.batch(torch.linspace(0, len(data.train) - 1, count).long())
+    return (normalise(images, data.mean, data.std),)
+
+
+def outputs_of(model: nn.Module, probe: tuple[Tensor, ...]) -> int | None:
+    """Number of the model's logits, or None if its output is something else."""
+    with torch.no_grad():
+        output = model(*probe)
+    return int(output.shape[1]) if isinstance(output, Tensor) and output.dim() == 2 else None
+
+
+def data_record(data: Data | None) -> DataRecord | None:
+    """What later commands need to know of the data, a folder by its full path."""
+    if data is None:
+        return None
+    source = (
+        data.source if is_factory(data.source) or not Path(data.source).exists() else str(Path(data.source).resolve())
+    )
+    return DataRecord(source=source, scale=data.scale, mean=data.mean, std=data.std, classes=data.classes)
+
+
+def evaluation_data(
+    data: str | Data | None, record: DataRecord | None, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> Data:
+    """The data, normalised as the run or artifact records it unless the caller says otherwise."""
+    if isinstance(data, Data):
+        return data
+    if data is None and record is None:
+        raise UsageError("There is no data to evaluate on; give it with --data DIR.")
+    if record is not None and record.mean:
+        mean, std = mean or record.mean, std or record.std
+    return load_data(data if data is not None else record.source, mean=mean, std=std)  # type: ignore[union-attr]

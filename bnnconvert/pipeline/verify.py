@@ -1,0 +1,76 @@
+"""Prove an artifact: by its golden input, or against the student that it came from."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bnnconvert.errors import UsageError
+from bnnconvert.export.verify import verify as compare_with_student
+from bnnconvert.pipeline.convert import open_run
+from bnnconvert.pipeline.student import Student, evaluation_data
+from bnnconvert.runtime import Session
+from bnnconvert.values.data import Data, Samples, normalise
+from bnnconvert.values.report import GoldenReport, VerifyReport
+
+
+def verify(
+    artifact: str | Path,
+    *,
+    against: str | Path | Student | None = None,
+    data: str | Data | None = None,
+    split: Literal["test", "train"] = "test",
+    samples: int | None = None,
+    batch_size: int = 250,
+    progress: Callable[[int, int], None] | None = None,
+) -> GoldenReport | VerifyReport:
+    """Run the artifact's golden input; with a run, compare it with that run's student, layer by layer.
+
+    The comparison runs on the data's split if there is data, else on random input.
+
+    Raises: ArtifactError, VerificationError for a golden output that is off.
+    """
+    session = Session(artifact)
+    difference = session.golden_difference()
+    if against is None:
+        return GoldenReport(difference, len(session.artifact.golden_input))
+    student = against if isinstance(against, Student) else open_run(against)
+    if session.input_shape[1:] != student.input_shape[1:]:
+        raise UsageError(
+            f"{artifact}: takes inputs of shape {session.input_shape[1:]}, but the run's student takes "
+            f"{student.input_shape[1:]}; give the run that it was exported from."
+        )
+    batches, total = _comparison_inputs(student, data, split, samples, batch_size)
+    return compare_with_student(student.model, session, _watched(batches, total, progress))
+
+
+def _comparison_inputs(
+    student: Student, data: str | Data | None, split: str, samples: int | None, batch_size: int
+) -> tuple[Iterable[Tensor], int]:
+    """Input batches to compare on and their number of samples."""
+    if data is None:
+        x = torch.randn(samples or 64, *student.input_shape[1:], generator=torch.Generator().manual_seed(1))
+        return x.split(batch_size), len(x)
+    loaded = evaluation_data(data, student.data, None, None)
+    chosen = loaded.test if split == "test" else loaded.train
+    if chosen is None:
+        raise UsageError(f"{loaded.source}: has no test set; add test/ or val/, or give --split train.")
+    count = min(samples or len(chosen), len(chosen))
+    return _batches(chosen, loaded, count, batch_size), count
+
+
+def _batches(samples: Samples, data: Data, count: int, size: int) -> Iterator[Tensor]:
+    for begin in range(0, count, size):
+        images, _ = samples.batch(torch.arange(begin, min(begin + size, count)))
+        yield normalise(images, data.mean, data.std)
+
+
+def _watched(batches: Iterable[Tensor], total: int, progress: Callable[[int, int], None] | None) -> Iterator[Tensor]:
+    done = 0
+    for x in batches:
+        yield x
+        done += len(x)
+        if progress is not None:
+            progress(done, total)
