@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from torch import nn
+
 from bnnconvert.errors import UsageError
 from bnnconvert.values.tables import nearest
 
@@ -68,7 +70,7 @@ def _find(spec: str) -> object:
 
 def _call(factory: object, spec: str) -> object:
     """The factory's result; an instance of `nn.Module` or a tuple is a result already."""
-    if not callable(factory) or _is_module(factory):
+    if not callable(factory) or isinstance(factory, nn.Module):
         return factory
     try:
         return factory()
@@ -76,12 +78,6 @@ def _call(factory: object, spec: str) -> object:
         raise UsageError(
             f"{spec}: calling it without arguments failed ({brief(error)}); it must be a function that needs none."
         ) from error
-
-
-def _is_module(found: object) -> bool:
-    from torch import nn
-
-    return isinstance(found, nn.Module)
 
 
 def brief(error: Exception) -> str:
