@@ -131,8 +131,8 @@ class FineTuning:
         use_layout(student, torch.channels_last)
         student.to(device)
         set_batch_norm_momentum(student, self.training.batch_norm_momentum)
-        self.objective = Objective(self.training.losses, student, teacher, device=device)
         optimizer = make_optimizer(student, self.training.optimizer)
+        self.objective = Objective(self.training.losses, student, teacher, device=device)
         if processes > 1:
             few = next(self.views.clean_batches(1, batch))[:2]
             distributed.find_unused_parameters = has_unused_parameters(student, self.spans, few)

@@ -33,7 +33,7 @@ def staged(folder: Path | None) -> tuple[torch.nn.Module, float]:
 
 
 if __name__ == "__main__":
-    out, rank = Path(sys.argv[1]), os.environ["RANK"]
+    out, rank = Path(sys.argv[1]), os.environ.get("RANK", "0")
     for name, made in (("plain", plain(out / "plain")), ("staged", staged(out / "staged"))):
         student, accuracy = made
         torch.save(student.state_dict(), out / f"{name}-{rank}.pt")
