@@ -1,0 +1,80 @@
+"""`bnnconvert convert`: trace, plan and rewrite a model, and write its run directory."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bnnconvert.cli import options
+
+if TYPE_CHECKING:
+    from bnnconvert.pipeline import Student
+
+
+def convert(
+    model_file: Annotated[
+        str, typer.Argument(metavar="MODEL", help="File (.pt, .pth, .safetensors) or package.module:factory.")
+    ],
+    recipe: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|FILE", help="What to make of it: a name that `bnnconvert recipes` lists, or a TOML file."
+        ),
+    ],
+    model: options.Factory = None,
+    input_shape: options.InputShape = None,
+    data: options.Data = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Run directory to write; default: NAME.bnn in the current folder."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a run that has been fine-tuned already.")] = False,
+    trust_pickle: options.TrustPickle = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Rewrite a float model into a binary student."""
+    shape = options.shape_of(input_shape)
+    means, stds = options.numbers_of(mean, "--mean"), options.numbers_of(std, "--std")
+    from bnnconvert import pipeline
+    from bnnconvert.cli import render
+
+    student = pipeline.convert_model(
+        model_file,
+        recipe,
+        model=model,
+        trust_pickle=trust_pickle,
+        input_shape=shape,
+        data=data,
+        mean=means,
+        std=stds,
+        out=out,
+        dry_run=dry_run,
+        replace=replace,
+    )
+    for sentence in student.notes:
+        render.note(sentence)
+    if as_json:
+        run = None if student.run is None else str(student.run.path)
+        render.as_json(student.plan.to_json() | {"run": run, "notes": list(student.notes)})
+    else:
+        _show(student, render)
+    if student.run is None:
+        render.note("Nothing was written (--dry-run).")
+        return
+    render.note(f"Written: {student.run.path}")
+    where = "" if out is None else f" {shlex.quote(str(out))}"
+    render.next_step(f"bnnconvert finetune{where}" + (" --data DIR" if data is None else ""))
+
+
+def _show(student: "Student", render: Any) -> None:
+    from bnnconvert.report.plan import plan_notes, plan_table, rewrites_table
+
+    render.table(plan_table(student.plan))
+    render.table(rewrites_table(student.plan))
+    render.lines(plan_notes(student.plan))
+    for sentence in student.plan.warnings:
+        render.warning(sentence)

@@ -1,0 +1,52 @@
+"""`bnnconvert export`: write a student in a form that runs elsewhere, and prove that it computes the same."""
+
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bnnconvert.cli import options
+from bnnconvert.errors import UsageError
+
+
+def export(
+    run: options.Run = None,
+    packed: Annotated[
+        bool, typer.Option("--packed", help="The packed artifact, one file that a session runs.")
+    ] = False,
+    format: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Another format; --packed is --format packed.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="File to write; default: NAME.packed.safetensors in the current folder."),
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write the student as one verified file."""
+    if packed == (format is not None):
+        raise UsageError("export needs either --packed or --format NAME, to know what to write.")
+    from bnnconvert import pipeline
+    from bnnconvert.cli import render
+
+    student = pipeline.open_run(run)
+    if run is None and student.run is not None:
+        render.note(f"Run: {student.run.path}")
+    report = pipeline.export(student, out, format=format or "packed")
+    if as_json:
+        render.as_json(asdict(report))
+    else:
+        from bnnconvert.report.export import export_notes, layers_table, sizes_table
+
+        render.table(layers_table(report))
+        render.table(sizes_table(report))
+        render.lines(export_notes(report))
+    against = "" if student.run is None else f" --against {shlex.quote(_shown(student.run.path))}"
+    render.next_step(f"bnnconvert verify {shlex.quote(_shown(Path(report.path)))}{against}")
+
+
+def _shown(path: Path) -> str:
+    """The path as one would type it here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

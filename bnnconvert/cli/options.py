@@ -1,0 +1,74 @@
+"""Options that several commands share, and the small formats in which they are typed."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bnnconvert.errors import UsageError
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value on standard output and nothing else there.")]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATA",
+        help="A folder (train/CLASS/*.png and test/, IDX files, CIFAR batches), digits, or package.module:factory.",
+    ),
+]
+Factory = Annotated[
+    str | None,
+    typer.Option(metavar="PKG.MOD:FACTORY", help="Function that builds the network whose state dict the file holds."),
+]
+InputShape = Annotated[
+    str | None, typer.Option(metavar="1,C,H,W", help="Input shape with one sample, for example 1,3,32,32.")
+]
+Mean = Annotated[
+    str | None, typer.Option(metavar="A,B,C", help="Mean per channel in [0, 1]; default: the training set's.")
+]
+Std = Annotated[
+    str | None, typer.Option(metavar="A,B,C", help="Standard deviation per channel; default: the training set's.")
+]
+TrustPickle = Annotated[
+    bool, typer.Option("--trust-pickle", help="Run whatever code the model file holds. Only for files that you trust.")
+]
+Run = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[RUN]", help="Run directory; default: the newest *.bnn in the current folder.", show_default=False
+    ),
+]
+
+
+def shape_of(text: str | None) -> tuple[int, ...] | None:
+    """`1,3,32,32` as a shape.
+
+    Raises: UsageError.
+    """
+    if text is None:
+        return None
+    try:
+        shape = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        shape = ()
+    if len(shape) < 2 or min(shape) < 1:
+        raise UsageError(f"--input-shape {text}: is no shape; give whole numbers with commas, for example 1,3,32,32.")
+    if shape[0] != 1:
+        raise UsageError(
+            f"--input-shape {text}: must begin with 1, the batch; for example 1,{','.join(map(str, shape))}."
+        )
+    return shape
+
+
+def numbers_of(text: str | None, option: str) -> tuple[float, ...] | None:
+    """`0.49,0.48,0.45` as numbers.
+
+    Raises: UsageError naming the option.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(
+            f"{option} {text}: give one number per channel with commas, for example 0.5,0.5,0.5."
+        ) from None

@@ -1,0 +1,46 @@
+"""What an export wrote, predicted and actual bytes side by side."""
+
+from bnnconvert.report.table import Column, Table, number
+from bnnconvert.report.units import as_bytes, as_ratio
+from bnnconvert.values.report import ExportReport
+
+
+def sizes_table(report: ExportReport) -> Table:
+    """Bytes of the parts of the file. The header and the golden samples were not part of the prediction."""
+    columns = (Column("part"), number("predicted bytes"), number("actual bytes"))
+    rows = (
+        ("tensors", f"{report.predicted_bytes:,}", f"{report.tensor_bytes:,}"),
+        ("golden input and output", "", f"{report.golden_bytes:,}"),
+        ("header: program, metadata", "", f"{report.header_bytes:,}"),
+    )
+    return Table("Sizes", columns, rows, ("file", "", f"{report.file_bytes:,}"))
+
+
+def layers_table(report: ExportReport) -> Table:
+    """Bytes of each binary layer."""
+    columns = (Column("layer"), number("binary weights"), number("weight bytes"), number("other bytes"))
+    rows = tuple(
+        (part.layer, f"{part.binary_weights:,}", f"{part.weight_bytes:,}", f"{part.other_bytes:,}")
+        for part in report.layers
+    )
+    sums = (
+        sum(p.binary_weights for p in report.layers),
+        sum(p.weight_bytes for p in report.layers),
+        sum(p.other_bytes for p in report.layers),
+    )
+    return Table("Binary layers", columns, rows, ("all", *(f"{s:,}" for s in sums)))
+
+
+def export_notes(report: ExportReport) -> list[str]:
+    """What was proved, and the gain."""
+    notes = [
+        (
+            f"{report.path}: opened again in a fresh session and compared with the student; largest difference "
+            f"{report.golden_difference:.3g}."
+        )
+    ]
+    if report.float_bytes:
+        ratio = as_ratio(report.float_bytes, report.file_bytes)
+        change = f": {ratio}" if ratio else ""
+        notes.append(f"Float model {as_bytes(report.float_bytes)}, file {as_bytes(report.file_bytes)}{change}.")
+    return notes

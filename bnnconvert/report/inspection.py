@@ -1,0 +1,83 @@
+"""What a model, a run or an artifact consists of, as a table."""
+
+from typing import Any
+
+from bnnconvert.report.table import Column, Table, number
+from bnnconvert.report.units import as_bytes, as_count, as_shape
+from bnnconvert.values.report import Inspection
+
+
+def inspection_table(found: Inspection) -> Table:
+    """One row per layer, or per node of an artifact's program."""
+    if found.kind == "artifact":
+        nodes = (Column("node"), Column("operator"), Column("layer"), Column("output"))
+        rows = tuple(
+            (str(n["name"]), str(n["op"]), str(n["layer"]), ", ".join(as_shape(s) for s in n["shape"]))
+            for n in found.layers
+        )
+        return Table(f"Artifact {found.name}", nodes, rows)
+    decided = any("decision" in layer for layer in found.layers)
+    columns = (
+        Column("layer"),
+        Column("kind"),
+        Column("weight"),
+        *((Column("decision"),) if decided else ()),
+        number("float bytes"),
+        number("packed bytes" if decided else "bytes as one bit plane"),
+        number("multiply-adds"),
+    )
+    layers = tuple(_row(layer, decided=decided) for layer in found.layers)
+    return Table(f"{found.kind.capitalize()} {found.name}", columns, layers)
+
+
+def _row(layer: dict[str, Any], *, decided: bool) -> tuple[str, ...]:
+    return (
+        str(layer["name"]),
+        str(layer["kind"]),
+        as_shape(layer["weight_shape"]),
+        *((str(layer["decision"]),) if decided else ()),
+        f"{layer['float_bytes']:,}",
+        f"{layer['packed_bytes']:,}",
+        as_count(int(layer["macs"])),
+    )
+
+
+def inspection_notes(found: Inspection) -> list[str]:
+    """Facts about the whole."""
+    return {"model": _model_notes, "run": _run_notes, "artifact": _artifact_notes}[found.kind](found.summary)
+
+
+def _model_notes(summary: dict[str, Any]) -> list[str]:
+    totals = summary["totals"]
+    sizes = (
+        f"{totals['parameters']:,} parameters, {as_bytes(totals['bytes'])}, {as_count(totals['macs'])} multiply-adds"
+    )
+    return [*summary["notes"], f"Input {as_shape(summary['input_shape'])}; {sizes} a sample."]
+
+
+def _run_notes(summary: dict[str, Any]) -> list[str]:
+    tuned = "fine-tuned" if summary["fine_tuned"] else "not fine-tuned yet"
+    notes = [
+        f"From {summary['source']} by recipe {summary['recipe']}, input {as_shape(summary['input_shape'])}; {tuned}."
+    ]
+    if summary["data"] is not None:
+        notes.append(f"Data {summary['data']['source']}.")
+    return [*notes, *_metrics(summary["metrics"])]
+
+
+def _artifact_notes(summary: dict[str, Any]) -> list[str]:
+    metadata = summary["metadata"]
+    count = len(summary["tensors"])
+    float_nodes = len(summary["torch_nodes"])
+    return [
+        (
+            f"Recipe {metadata['recipe'] or 'unknown'}, made by {metadata['producer'] or 'unknown'} from "
+            f"{metadata['source'] or 'an unnamed model'}; input {as_shape([None, *summary['input_shape'][1:]])}."
+        ),
+        f"{count} tensors, {as_bytes(summary['tensor_bytes'])}; {float_nodes} nodes run in torch.",
+        *_metrics(metadata["metrics"]),
+    ]
+
+
+def _metrics(metrics: dict[str, float]) -> list[str]:
+    return [f"{name.replace('_', ' ')}: {value:.4g}" for name, value in metrics.items()]

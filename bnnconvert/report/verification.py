@@ -1,0 +1,67 @@
+"""How a session compares with its student, layer by layer, and what that means."""
+
+from bnnconvert.report.table import Column, Table, number
+from bnnconvert.report.units import as_percent
+from bnnconvert.values.report import GoldenReport, VerifyReport
+
+
+def flips_table(report: VerifyReport) -> Table:
+    """Input bits of each binary layer in which session and student differ."""
+    columns = (
+        Column("layer"),
+        number("input bits"),
+        number("flips"),
+        number("at a boundary"),
+        number("first in their sample"),
+        number("of these at a boundary"),
+    )
+    rows = tuple(
+        (f.layer, f"{f.bits:,}", f"{f.flips:,}", f"{f.boundary:,}", f"{f.first:,}", f"{f.first_boundary:,}")
+        for f in report.layers
+    )
+    return Table("Session against student", columns, rows)
+
+
+def verify_notes(report: VerifyReport) -> list[str]:
+    """What the flips mean."""
+    flips, bits = sum(f.flips for f in report.layers), sum(f.bits for f in report.layers)
+    notes = [
+        (
+            f"{report.samples:,} samples: the same top-1 class in {as_percent(report.agreement, 3)}, largest output "
+            f"difference {report.largest_difference:.3g}."
+        )
+    ]
+    if flips:
+        notes.append(
+            f"{flips:,} of {bits:,} input bits differ. A flip at a boundary is a float value within rounding of a "
+            "sign's threshold; after its first flip a sample is on another path, and its later bits may differ freely."
+        )
+    else:
+        notes.append(f"All {bits:,} input bits of the binary layers agree.")
+    if report.passed:
+        notes.append(
+            f"Passed: {report.differing_samples:,} samples differ in their outputs, and rounding at a sign boundary "
+            "explains every one."
+        )
+    return notes
+
+
+def verify_failure(report: VerifyReport) -> str:
+    """What is wrong, where `report` has not passed."""
+    bad = next((f for f in report.layers if f.first > f.first_boundary), None)
+    where = f"at {bad.layer}, {bad.first - bad.first_boundary:,} bits differ" if bad else "outputs differ"
+    return (
+        f"{report.unexplained_samples:,} of {report.samples:,} samples differ from the student in a way that rounding "
+        f"does not explain ({where}); was the file exported from this run as it is now?"
+    )
+
+
+def golden_notes(report: GoldenReport) -> list[str]:
+    """What the golden input showed."""
+    return [
+        (
+            "Passed: the file is whole, and its golden input gives its golden output (largest difference "
+            f"{report.largest_difference:.3g})."
+        ),
+        "That proves the file. With --against RUN it is compared with the student, layer by layer.",
+    ]
