@@ -47,7 +47,7 @@ class Named:
     def __init__(self, name: str, found: Any) -> None:
         self.name = name
         self.found = found
-        if isinstance(found, type):
+        if _is_module_class(found):
             self.__dict__["__new__"] = self._empty_instance
 
     def _empty_instance(self, _cls: object, *args: object) -> object:
@@ -104,9 +104,10 @@ def stand_ins(names: list[str], *, where: str) -> list[Any]:
         found = _FUNCTIONS.get(name) or _find(name, where=where)
         is_enum = isinstance(found, type) and issubclass(found, enum.Enum)
         entries.append(((NamedEnum if is_enum else Named)(name, found), name))
-        if isinstance(found, type):
+        if _is_module_class(found):
             # Setting state is allowed by the instance's real class, which therefore must be listed too: under a name
-            # that no pickle can spell, because names end at a line feed.
+            # that no pickle can spell, because names end at a line feed. Members of enumerations are shared by the
+            # whole process, so their state stays closed.
             entries.append((found, f"{name}\n"))
     return entries
 
@@ -128,7 +129,11 @@ def _is_plain(found: type) -> bool:
     """Whether instances are made by `object.__new__` alone, or are members of an enumeration."""
     if issubclass(found, enum.Enum):
         return True
-    return issubclass(found, nn.Module) and found.__new__ is object.__new__ and not _compiles_source(found)
+    return _is_module_class(found) and found.__new__ is object.__new__ and not _compiles_source(found)
+
+
+def _is_module_class(found: object) -> bool:
+    return isinstance(found, type) and issubclass(found, nn.Module)
 
 
 def _compiles_source(found: type) -> bool:

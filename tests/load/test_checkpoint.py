@@ -369,3 +369,20 @@ def test_a_class_that_compiles_source_is_refused_even_in_a_library(tmp_path: Pat
     write_checkpoint(tmp_path / "model.pt", names("torchvision.models.feature_extraction", "DualGraphModule"))
     with pytest.raises(RefusalError, match="does not offer as an ordinary module class"):
         load_model(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize(
+    ("ending", "says"),
+    [
+        (b"X\x04\x00\x00\x00NCHW\x85R.", "holds a Format"),
+        (b"X\x04\x00\x00\x00NCHW\x85R}X\x01\x00\x00\x00aK\x01sb.", "Can only build"),
+        (b"X\x04\x00\x00\x00NCHWX\x01\x00\x00\x00a\x86R.", r"calls timm\.layers\.format\.Format"),
+        (b")\x81.", "is damaged"),
+    ],
+    ids=["look up", "set state", "define", "create"],
+)
+def test_an_enumeration_is_for_looking_up_only(tmp_path: Path, ending: bytes, says: str) -> None:
+    library("timm")
+    write_checkpoint(tmp_path / "model.pt", b"\x80\x02ctimm.layers.format\nFormat\n" + ending)
+    with pytest.raises((UsageError, RefusalError), match=says):
+        load_model(tmp_path / "model.pt")
