@@ -5,6 +5,7 @@ Guard on the module, not on the node: a module called twice must not be edited f
 
 import operator
 from collections.abc import Iterator
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 import torch
@@ -127,6 +128,24 @@ def insert_after(
     for user in readers:
         user.replace_input_with(node, added)
     return added
+
+
+def restore_order(graph: GraphModule) -> None:
+    """Put every node behind its inputs again, moving as few as possible, after edits that let one read a later one."""
+    position = {node: i for i, node in enumerate(graph.graph.nodes)}
+    waiting = {node: len(node.all_input_nodes) for node in position}
+    ready = [(position[node], node) for node, count in waiting.items() if count == 0]
+    heapify(ready)
+    last: Node | None = None
+    while ready:
+        _, node = heappop(ready)
+        if last is not None:
+            last.append(node)
+        last = node
+        for user in node.users:
+            waiting[user] -= 1
+            if waiting[user] == 0:
+                heappush(ready, (position[user], user))
 
 
 def set_module(graph: GraphModule, path: str, module: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """RPReLU of ReActNet: a PReLU between two learned shifts.
 
-    y = PReLU_c(x + shift_in_c) + shift_out_c
+y = PReLU_c(x + shift_in_c) + shift_out_c
 """
 
 from typing import ClassVar

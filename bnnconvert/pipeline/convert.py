@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from bnnconvert.binarizers import build_input_binarizer, build_weight_binarizer
-from bnnconvert.export.packed import module_bytes
+from bnnconvert.exporters.packed import module_bytes
 from bnnconvert.load.data import load_data
 from bnnconvert.load.model import LoadedModel, load_model
 from bnnconvert.load.shapes import guess_input_shape

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from bnnconvert import __version__
 from bnnconvert.artifact.schema import Metadata, Normalisation
-from bnnconvert.export.table import TARGETS
+from bnnconvert.exporters.table import TARGETS
 from bnnconvert.pipeline.student import Student, probe_input
 from bnnconvert.values.report import ExportReport
 from bnnconvert.values.tables import look_up

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from bnnconvert.export.packed import module_bytes
+from bnnconvert.exporters.packed import module_bytes
 from bnnconvert.pipeline.convert import input_shape_of
 from bnnconvert.pipeline.student import Student, probe_input
 from bnnconvert.pipeline.targets import open_target
@@ -55,7 +55,12 @@ def inspect(
 
 def _inspect_artifact(target: str, session: Session) -> Inspection:
     layers = tuple(
-        {"name": node.outputs[0].name, "op": node.op, "layer": node.layer, "shape": [list(o.sized(1)) for o in node.outputs]}
+        {
+            "name": node.outputs[0].name,
+            "op": node.op,
+            "layer": node.layer,
+            "shape": [list(o.sized(1)) for o in node.outputs],
+        }
         for node in session.program.nodes
     )
     tensors = session.artifact.tensors
@@ -64,6 +69,8 @@ def _inspect_artifact(target: str, session: Session) -> Inspection:
         "input_shape": list(session.input_shape),
         "tensor_bytes": sum(a.nbytes for a in tensors.values()),
         "tensors": {name: {"dtype": str(a.dtype), "shape": list(a.shape)} for name, a in tensors.items()},
-        "torch_nodes": [node.outputs[0].name for node in session.program.nodes if not node.op.startswith("bnnconvert.")],
+        "torch_nodes": [
+            node.outputs[0].name for node in session.program.nodes if not node.op.startswith("bnnconvert.")
+        ],
     }
     return Inspection("artifact", target, layers, summary)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bnnconvert.errors import UsageError
-from bnnconvert.export.verify import verify as compare_with_student
+from bnnconvert.exporters.verify import verify as compare_with_student
 from bnnconvert.pipeline.convert import open_run
 from bnnconvert.pipeline.student import Student, evaluation_data
 from bnnconvert.runtime import Session

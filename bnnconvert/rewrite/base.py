@@ -54,4 +54,4 @@ class Rewrite(ABC):
 
     @abstractmethod
     def apply(self, graph: GraphModule, site: Site) -> None:
-        """Edit the graph at one site."""
+        """Edit the graph at one site; the runner puts the nodes in order again."""

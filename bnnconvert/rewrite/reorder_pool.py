@@ -56,7 +56,6 @@ class ReorderPool(Rewrite):
         pool.replace_all_uses_with(before_pool, delete_user_cb=lambda user: user is not pool)
         first.replace_input_with(source, pool)
         pool.replace_input_with(before_pool, source)
-        _in_order(source, pool)
 
 
 def _chain(graph: GraphModule, pool: Node) -> list[Node]:
@@ -104,7 +103,3 @@ def _make_increasing(conv: nn.Module | None, norm: nn.Module | None) -> None:
         for values in (conv.weight, conv.bias, norm.weight, norm.running_mean):
             if values is not None:
                 values[flip] = -values[flip]
-
-
-def _in_order(source: Node, pool: Node) -> None:
-    source.append(pool)

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from bnnconvert.errors import VerificationError
-from bnnconvert.graph import propagate_shapes
+from bnnconvert.graph import propagate_shapes, restore_order
 from bnnconvert.rewrite import REWRITES
 from bnnconvert.rewrite.base import Refusal, Rewrite, Site
 from bnnconvert.values.plan import Plan, RewriteRecord
@@ -46,6 +46,7 @@ def _run(graph: GraphModule, plan: Plan, rewrite: Rewrite, probe: tuple[Tensor, 
             break
         for site in sites:
             rewrite.apply(graph, site)
+        restore_order(graph)
         count += len(sites)
     else:
         raise VerificationError(

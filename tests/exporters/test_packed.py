@@ -12,8 +12,8 @@ from torch import nn
 
 from bnnconvert.artifact.schema import Metadata
 from bnnconvert.errors import RefusalError, UsageError, VerificationError
-from bnnconvert.export.packed import export_deployed, export_packed, module_bytes
-from bnnconvert.export.table import TARGETS
+from bnnconvert.exporters.packed import export_deployed, export_packed, module_bytes
+from bnnconvert.exporters.table import TARGETS
 from bnnconvert.lower.deploy import deploy, deploy_bytes
 from bnnconvert.runtime import Session
 from tests.students import INPUTS, WEIGHTS, Block, conv, linear, trace
@@ -121,7 +121,7 @@ FULL = """
 import resource, signal, sys, torch
 from pathlib import Path
 from bnnconvert.errors import UsageError
-from bnnconvert.export.packed import export_packed
+from bnnconvert.exporters.packed import export_packed
 from tests.students import Block, trace
 student = trace(Block())
 x = torch.randn(2, 3, 8, 8)

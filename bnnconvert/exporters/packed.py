@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from bnnconvert.artifact.schema import Array, Artifact, Metadata
 from bnnconvert.artifact.writer import write
 from bnnconvert.errors import ArtifactError, RefusalError, UsageError, VerificationError
-from bnnconvert.export.verify import verify
+from bnnconvert.exporters.verify import verify
 from bnnconvert.lower.deploy import deploy, tensor_bytes
 from bnnconvert.lower.program import lower
 from bnnconvert.runtime.session import Session, flattened

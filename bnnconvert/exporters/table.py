@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from bnnconvert.export.packed import export_packed
+from bnnconvert.exporters.packed import export_packed
 from bnnconvert.values.report import ExportReport
 
 TARGETS: dict[str, Callable[..., ExportReport]] = {

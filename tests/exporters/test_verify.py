@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bnnconvert.export.verify import ROUNDING, at_boundary, student_bits, verify
+from bnnconvert.exporters.verify import ROUNDING, at_boundary, student_bits, verify
 from bnnconvert.runtime import Session
 from tests.sessions import draft
 from tests.students import INPUTS, Block, conv, trace

@@ -1,0 +1,157 @@
+"""Every shipped recipe: parsed, named right, converted, trained two steps, exported and verified on small networks."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import bnnconvert
+from bnnconvert.errors import UsageError
+from bnnconvert.layers.base import BinaryLayer
+from bnnconvert.pipeline import check_recipe
+from bnnconvert.recipe import load_recipe, parse_recipe, recipe_names, recipe_text
+from bnnconvert.train import clip_latent
+from bnnconvert.values.data import Data, Images
+from bnnconvert.values.report import VerifyReport
+from tests.networks import Functional, Residual, plain, randomise
+
+
+def toy_data(shape: tuple[int, ...], classes: int) -> Data:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (60, *shape), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(60) % classes
+    channels = shape[0]
+    return Data(
+        Images(images, labels),
+        Images(images, labels),
+        None,
+        shape,
+        "uint8",
+        (0.5,) * channels,
+        (0.3,) * channels,
+        "toy",
+    )
+
+
+NETWORKS = {
+    "residual": (Residual, (3, 8, 8), 5),
+    "functional": (Functional, (1, 8, 8), 4),
+    "plain": (plain, (3, 8, 8), 5),
+}
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipe_names_itself_its_source_and_known_rows(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert "arXiv" in recipe.source
+    check_recipe(recipe)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipe_goes_the_whole_way(name: str, network: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    build, shape, classes = NETWORKS[network]
+    data = toy_data(shape, classes)
+    student = bnnconvert.convert(randomise(build()), name, data=data)
+    binary = [m for m in student.model.modules() if isinstance(m, BinaryLayer)]
+    assert binary
+    before = {k: v.clone() for k, v in student.model.state_dict().items()}
+    report = bnnconvert.finetune(
+        student, data, epochs=2, batch_size=28, max_steps=2 * len(student.recipe.training.stages)
+    )
+    assert report.steps == 2 * len(student.recipe.training.stages)
+    moved = [k for k, v in student.model.state_dict().items() if not torch.equal(v, before[k])]
+    assert any(k.endswith("weight") for k in moved)
+    exported = bnnconvert.export(student, tmp_path / "m.packed.safetensors")
+    assert exported.predicted_bytes == exported.tensor_bytes
+    for layer in exported.layers:
+        assert layer.weight_bytes * 8 >= layer.binary_weights
+    compared = bnnconvert.verify(tmp_path / "m.packed.safetensors", against=student, data=data)
+    assert isinstance(compared, VerifyReport)
+    assert compared.passed
+    assert compared.agreement == 1.0
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_converted_student_trains_in_an_ordinary_loop(name: str) -> None:
+    torch.manual_seed(0)
+    student = bnnconvert.convert(randomise(Residual()), name).model.train()
+    optimizer = torch.optim.Adam(student.parameters(), 1e-3)
+    x, y = torch.randn(16, 3, 8, 8), torch.arange(16) % 5
+    losses = []
+    for _ in range(30):
+        loss = nn.functional.cross_entropy(student(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        clip_latent(student)
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+def test_what_stays_float_is_what_the_method_says() -> None:
+    def kept(name: str) -> set[str]:
+        plan = bnnconvert.convert(randomise(Residual()), name).plan
+        return {p.facts.path for p in plan.layers if p.decision == "float"}
+
+    assert kept("bnn") == {"layer2.downsample.0"}
+    for name in set(recipe_names()) - {"bnn"}:
+        assert kept(name) == {"conv1", "fc", "layer2.downsample.0"}
+
+
+def test_bnn_has_a_weight_only_first_layer() -> None:
+    plan = bnnconvert.convert(randomise(Residual()), "bnn").plan
+    first = plan.layer("conv1")
+    assert first is not None
+    assert first.decision == "weight-only"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("[training]", "[trainin]"), "unknown key 'trainin'; did you mean 'training'"),
+        (('position = "first"', 'positon = "first"'), r"layers\[0\].match.positon'; did you mean 'position'"),
+        (('position = "first"', 'position = "frist"'), "layers[0].match.position"),
+        (('keep = "first layer: reads the real-valued input"', 'keep = ""'), "needs a reason"),
+        (('name = "xnor"', "name = 3"), "name: input should be a valid string"),
+        (("[training]", "[training]\nepochs = 0"), "training.epochs"),
+        (("[training]", "[training]\nstages = [{ share = 0.5 }]"), "add up to 0.5"),
+        (("[training]", "[training]\nstages = [{ weights = false }]"), "last stage must have binary"),
+        (("rewrites = [", "rewrites = [["), "not valid TOML"),
+    ],
+)
+def test_a_wrong_recipe_names_the_key(change: tuple[str, str], words: str) -> None:
+    text = recipe_text("xnor")
+    assert change[0] in text
+    with pytest.raises(UsageError) as error:
+        parse_recipe(text.replace(*change), where="mine.toml")
+    assert str(error.value).startswith("mine.toml")
+    assert words.replace("\\", "") in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (('"binarize"', '"binarise"'), "did you mean 'binarize'"),
+        (('name = "adam"', 'name = "adan"'), "did you mean 'adam'"),
+        (('name = "distill"', 'name = "distil"'), "did you mean 'distill'"),
+        (('name = "scaled-sign"', 'name = "scaledsign"'), "did you mean 'scaled-sign'"),
+        (('name = "sign", estimator', 'name = "sgn", estimator'), "did you mean 'sign'"),
+    ],
+)
+def test_a_wrong_name_in_a_table_is_found_before_anything_runs(change: tuple[str, str], words: str) -> None:
+    text = recipe_text("xnor")
+    assert change[0] in text
+    with pytest.raises(UsageError) as error:
+        check_recipe(parse_recipe(text.replace(*change), where="mine.toml"))
+    assert words in str(error.value)
+
+
+def test_unknown_recipe_and_near_miss() -> None:
+    with pytest.raises(UsageError, match="did you mean 'xnor'"):
+        load_recipe("xnr")
+    with pytest.raises(UsageError, match=r"nowhere\.toml: cannot be read"):
+        load_recipe("nowhere.toml")
