@@ -1,6 +1,5 @@
 """The stages in order, and the Python API. Only this package imports all stages."""
 
-import bnnconvert
 from bnnconvert.pipeline.convert import check_recipe, convert, convert_model, open_run
 from bnnconvert.pipeline.evaluate import evaluate
 from bnnconvert.pipeline.export import export
@@ -21,6 +20,3 @@ __all__ = [
     "open_run",
     "verify",
 ]
-
-# The folder bnnconvert/export and the function have one name; importing the folder has just hidden the function.
-setattr(bnnconvert, "export", export)  # noqa: B010 (mypy knows the name as the folder's)
