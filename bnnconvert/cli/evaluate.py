@@ -20,7 +20,7 @@ def evaluate(
     target: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RUN|ARTIFACT|MODEL]", help="Default: the newest *.bnn in the current folder.", show_default=False
+            metavar="RUN|ARTIFACT|MODEL", help="Default: the newest *.bnn in the current folder.", show_default=False
         ),
     ] = None,
     data: options.Data = None,

@@ -34,7 +34,7 @@ TrustPickle = Annotated[
 Run = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[RUN]", help="Run directory; default: the newest *.bnn in the current folder.", show_default=False
+        metavar="RUN", help="Run directory; default: the newest *.bnn in the current folder.", show_default=False
     ),
 ]
 

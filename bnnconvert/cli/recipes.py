@@ -9,7 +9,7 @@ from bnnconvert.cli import options
 
 def recipes(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME|FILE]", help="Show this one in full.", show_default=False)
+        str | None, typer.Argument(metavar="NAME|FILE", help="Show this one in full.", show_default=False)
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:

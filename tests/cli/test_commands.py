@@ -1,0 +1,169 @@
+"""The commands as typed, one after another, on scikit-learn's digits."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import bnnconvert
+from bnnconvert.recipe import recipe_names
+from tests.cli.conftest import Shell, listing, small_net
+
+
+def test_three_commands_leave_a_verified_file(done: Shell) -> None:
+    assert Path("model.packed.safetensors").is_file()
+    report = done.json("verify", "model.packed.safetensors", "--against", "model.bnn", "--data", "digits")
+    assert report["passed"]
+    assert report["agreement"] >= 0.999
+    assert report["samples"] == 359
+
+
+def test_each_command_says_the_next(shell: Shell) -> None:
+    torch.save(small_net(), "model.pt")
+    assert "Next: bnnconvert finetune --data DIR" in shell.ok("convert", "model.pt", "--recipe", "bnn").stderr
+    tuned = shell.ok("finetune", "--data", "digits", "--max-steps", "2", "--device", "cpu")
+    assert "Next: bnnconvert export --packed" in tuned.stderr
+    assert (
+        "Next: bnnconvert verify model.packed.safetensors --against model.bnn" in shell.ok("export", "--packed").stderr
+    )
+
+
+def test_plan_names_layers_reasons_and_bytes(shell: Shell) -> None:
+    torch.save(small_net(), "model.pt")
+    before = listing()
+    shown = shell.ok("convert", "model.pt", "--recipe", "xnor", "--dry-run")
+    assert listing() == before
+    for words in ("first layer: reads", "last layer: gives", "reorder-pool", "EXACT", "8x8x3x3", "multiply-adds"):
+        assert words in shown.stdout
+    plan = shell.json("convert", "model.pt", "--recipe", "xnor", "--dry-run")
+    assert [layer["name"] for layer in plan["layers"]] == ["0", "3", "8"]
+    assert [layer["decision"] for layer in plan["layers"]] == ["float", "binary", "float"]
+    assert plan["totals"]["predicted_artifact_bytes"] < plan["totals"]["model_bytes"]
+    assert plan["run"] is None
+    assert plan["input_shape"] == [1, 1, 8, 8]
+
+
+def test_guessed_shape_is_told(shell: Shell) -> None:
+    torch.save(small_net(), "model.pt")
+    assert "1,1,8,8 guessed" in shell.ok("convert", "model.pt", "--recipe", "xnor", "--dry-run").stderr
+    told = shell.ok("convert", "model.pt", "--recipe", "xnor", "--dry-run", "--input-shape", "1,1,8,8")
+    assert "guessed" not in told.stderr
+
+
+def test_newest_run_is_used_and_named(done: Shell) -> None:
+    shown = done.ok("evaluate", "--data", "digits")
+    assert "model.bnn" in shown.stderr
+    assert "359 test samples" in shown.stdout
+
+
+@pytest.mark.parametrize("target", ["model.pt", "model.bnn", "model.packed.safetensors"])
+def test_evaluate_tells_accuracy_and_samples(done: Shell, target: str) -> None:
+    report = done.json("evaluate", target, "--data", "digits")
+    assert 0 <= report["accuracy"] <= 1
+    assert report["samples"] == 359
+
+
+def test_packed_and_student_are_equally_accurate(done: Shell) -> None:
+    accuracies = [done.json("evaluate", t)["accuracy"] for t in ("model.bnn",)]
+    accuracies.append(done.json("evaluate", "model.packed.safetensors", "--data", "digits")["accuracy"])
+    assert accuracies[0] == accuracies[1]
+
+
+def test_evaluate_takes_another_split(done: Shell) -> None:
+    assert done.json("evaluate", "--data", "digits", "--split", "train")["samples"] == 1438
+
+
+def test_export_predicts_the_tensors_bytes(done: Shell) -> None:
+    report = done.json("export", "--packed", "--out", "again.packed.safetensors")
+    assert report["predicted_bytes"] == report["tensor_bytes"]
+    assert report["file_bytes"] == Path("again.packed.safetensors").stat().st_size
+    assert Path("again.packed.safetensors").read_bytes() == Path("model.packed.safetensors").read_bytes()
+    shown = done.ok("export", "--format", "packed").stdout
+    assert "predicted bytes" in shown
+    assert f"{report['predicted_bytes']:,}" in shown
+
+
+def test_run_is_the_session(done: Shell) -> None:
+    x = np.random.default_rng(0).standard_normal((3, 1, 8, 8), dtype=np.float32)
+    np.save("x.npy", x)
+    done.ok("run", "model.packed.safetensors", "--input", "x.npy", "--output", "y.npy")
+    expected = bnnconvert.Session("model.packed.safetensors").run(x)
+    np.testing.assert_array_equal(np.load("y.npy"), expected)
+    told = done.json("run", "model.packed.safetensors", "--input", "x.npy", "--output", "y.npz")
+    assert told["outputs"] == {"output": {"shape": [3, 10], "dtype": "float32"}}
+    np.testing.assert_array_equal(np.load("y.npz")["output"], expected)
+
+
+def test_verify_without_a_run_checks_the_golden_input(done: Shell) -> None:
+    assert done.json("verify", "model.packed.safetensors")["passed"]
+    assert "--against RUN" in done.ok("verify", "model.packed.safetensors").stdout
+
+
+def test_verify_fails_for_a_student_that_changed_since(done: Shell) -> None:
+    done.ok("finetune", "--data", "digits", "--restart", "--epochs", "1", "--lr", "0.05", "--device", "cpu")
+    result = done("verify", "model.packed.safetensors", "--against", "model.bnn", "--data", "digits", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["passed"] is False
+    assert "rounding does not explain" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("target", ["model.pt", "model.bnn", "model.packed.safetensors"])
+def test_inspect_lists_objects_with_names(done: Shell, target: str) -> None:
+    listed = done.json("inspect", target)
+    assert listed
+    assert all(isinstance(entry["name"], str) for entry in listed)
+    assert target in done.ok("inspect", target).stdout
+
+
+def test_recipes_are_listed_and_shown(shell: Shell) -> None:
+    assert [recipe["name"] for recipe in shell.json("recipes")] == recipe_names()
+    table = shell.ok("recipes").stdout
+    assert all(name in table for name in recipe_names())
+    assert [recipe["name"] for recipe in shell.json("recipes", "bnn")] == ["bnn"]
+    Path("mine.toml").write_text(shell.ok("recipes", "bnn").stdout)
+    assert [recipe["name"] for recipe in shell.json("recipes", "mine.toml")] == ["bnn"]
+
+
+def test_resume_goes_on_and_restart_begins_anew(done: Shell) -> None:
+    assert "--resume" in done.refused("finetune", "--data", "digits", code=2)
+    report = done.json("finetune", "--resume", "--epochs", "1", "--device", "cpu")
+    assert report["epochs"] == 1
+    report = done.json("finetune", "--restart", "--max-steps", "3", "--device", "cpu")
+    assert report["steps"] == 3
+
+
+def test_finetune_tells_epochs_on_standard_error_only(shell: Shell) -> None:
+    torch.save(small_net(), "model.pt")
+    shell.ok("convert", "model.pt", "--recipe", "xnor", "--data", "digits")
+    result = shell.ok("finetune", "--epochs", "2", "--device", "cpu", "--json")
+    assert "epoch 2/2" in result.stderr
+    assert len(json.loads(result.stdout)["history"]) == 2
+
+
+def test_only_the_main_process_prints(done: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert done.ok("inspect", "model.bnn").output == ""
+    assert done("inspect", "nothing.bnn").stderr.startswith("Error: [rank 1] ")
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(shell: Shell) -> None:
+    for words in (("--debug", "inspect", "nothing.pt"), ("inspect", "nothing.pt", "--debug")):
+        result = shell(*words)
+        assert result.exit_code == 2
+        assert "Traceback" in result.stderr
+        assert "Error: " in result.stderr
+
+
+def test_interrupt_says_how_to_go_on(done: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bnnconvert.pipeline.open_run", interrupt)
+    result = done("finetune", "--resume")
+    assert result.exit_code == 130
+    assert "finetune --resume" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,138 @@
+"""Every example runs, on data or settings that are small enough for a test."""
+
+import json
+import os
+import subprocess
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from bnnconvert.cli.app import app
+from tests.examples.conftest import EXAMPLES
+
+Example = Callable[[str], ModuleType]
+
+
+def typed_in_quickstart() -> list[list[str]]:
+    """The bnnconvert commands of quickstart.sh with the file that takes their output, as words."""
+    lines = (EXAMPLES / "quickstart.sh").read_text().splitlines()
+    return [
+        line.removeprefix("step ").split() for line in lines if line.removeprefix("step ").startswith("bnnconvert ")
+    ]
+
+
+def test_quickstart_s_steps(
+    example: Example, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What quickstart.sh does after installing, with fewer epochs."""
+    quickstart = example("quickstart")
+    monkeypatch.setattr(quickstart, "EPOCHS", 3)
+    quickstart.train()
+    names = []
+    for _, *words in typed_in_quickstart():
+        file = words[words.index(">") + 1] if ">" in words else None
+        words = words[: words.index(">")] if file else words
+        if words[0] == "finetune":
+            words += ["--epochs", "4", "--device", "cpu"]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, result.output
+        if file:
+            Path(file).write_text(result.stdout)
+        names.append(words[0])
+    shown = [name for name in names if name in ("convert", "finetune", "export")]
+    assert shown == ["convert", "finetune", "export"]
+    capsys.readouterr()
+    quickstart.table()
+    printed = capsys.readouterr().out
+    for stage in ("float", "converted", "fine-tuned", "packed"):
+        assert stage in printed
+    assert "0 differences are unexplained" in printed
+    accuracy = {stage: json.loads(Path(f"{stage}.json").read_text())["accuracy"] for stage in ("float", "packed")}
+    assert accuracy["float"] > 0.9
+    assert accuracy["packed"] > accuracy["float"] - 0.1
+
+
+def test_own_loop(example: Example, tmp_path: Path) -> None:
+    accuracies = example("own_loop").main(teacher_epochs=2, epochs=2, folder=tmp_path)
+    assert accuracies["student"] == accuracies["packed"] > 0.8
+    assert (tmp_path / "own_loop.packed.safetensors").exists()
+
+
+def test_cifar10_table_goes_on_where_it_was_stopped(
+    example: Example, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random = np.random.default_rng(0)
+    for split, number in (("train", 6), ("test", 2)):
+        for label in range(10):
+            folder = tmp_path / "pictures" / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for i in range(number):
+                Image.fromarray(random.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    save_file(example("resnet20").resnet20().state_dict(), tmp_path / "weights.safetensors")
+    line = ["--data", str(tmp_path / "pictures"), "--weights", str(tmp_path / "weights.safetensors")]
+    line += ["--out", str(tmp_path / "out"), "--recipes", "xnor", "--epochs", "1", "--device", "cpu"]
+    table = example("cifar10_table")
+    table.main(line)
+    file = tmp_path / "out" / "xnor.json"
+    result = json.loads(file.read_text())
+    assert result["samples"] == 20
+    assert result["unexplained_samples"] == 0
+    assert result["predicted_bytes"] == result["tensor_bytes"]
+    assert "| `xnor` |" in capsys.readouterr().out
+
+    # Stopped before the result was written: the fine-tuned run is taken up, not made again.
+    file.unlink()
+    before = (tmp_path / "out" / "xnor.bnn" / "student.safetensors").stat().st_mtime_ns
+    table.main(line)
+    assert (tmp_path / "out" / "xnor.bnn" / "student.safetensors").stat().st_mtime_ns == before
+    again = json.loads(file.read_text())
+    assert {k: again[k] for k in ("converted", "fine_tuned", "packed")} == {
+        k: result[k] for k in ("converted", "fine_tuned", "packed")
+    }
+    capsys.readouterr()
+    written = file.stat().st_mtime_ns
+    table.main(line)
+    assert file.stat().st_mtime_ns == written
+    assert "epoch" not in capsys.readouterr().out.replace("epochs |", "")
+
+
+def test_step_time_prints_every_ratio(example: Example, capsys: pytest.CaptureFixture[str]) -> None:
+    step_time = example("step_time")
+    step_time.main(["--recipes", "xnor", "--batch", "2", "--threads", "1", "--rounds", "2", "--json"])
+    found = json.loads(capsys.readouterr().out)["xnor"]
+    assert set(found) == {"float", "student", "student with teacher"}
+    assert found["student"]["ratio"] > 0
+    assert "| `xnor` |" in step_time.table({"xnor": found}).markdown()
+
+
+def test_constraint_is_in_the_range_of_the_package() -> None:
+    project = tomllib.loads((EXAMPLES.parent / "pyproject.toml").read_text())["project"]
+    pinned = next(line for line in (EXAMPLES / "constraints.txt").read_text().splitlines() if line.startswith("torch"))
+    least = next(line for line in project["dependencies"] if line.startswith("torch>")).removeprefix("torch>=")
+    assert pinned.startswith("torch==")
+    assert tuple(map(int, pinned.removeprefix("torch==").split("."))) >= tuple(map(int, least.split(".")))
+
+
+@pytest.mark.slow
+def test_quickstart_twice_from_another_folder(tmp_path: Path) -> None:
+    """The README's first command, installing included."""
+    environment = os.environ | {"BNNCONVERT_VENV": str(tmp_path / "venv")}
+    for _ in range(2):
+        done = subprocess.run(
+            ["bash", str(EXAMPLES / "quickstart.sh")],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "0 differences are unexplained" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["venv"]
