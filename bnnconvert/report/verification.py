@@ -2,7 +2,7 @@
 
 from bnnconvert.report.table import Column, Table, number
 from bnnconvert.report.units import as_percent
-from bnnconvert.values.report import GoldenReport, VerifyReport
+from bnnconvert.values.report import GoldenReport, LayerFlips, VerifyReport
 
 
 def flips_table(report: VerifyReport) -> Table:
@@ -14,12 +14,23 @@ def flips_table(report: VerifyReport) -> Table:
         number("at a boundary"),
         number("first in their sample"),
         number("of these at a boundary"),
+        number("accumulators"),
+        number("inexact"),
     )
-    rows = tuple(
-        (f.layer, f"{f.bits:,}", f"{f.flips:,}", f"{f.boundary:,}", f"{f.first:,}", f"{f.first_boundary:,}")
-        for f in report.layers
-    )
+    rows = tuple((f.layer, *(f"{count:,}" for count in _counts(f))) for f in report.layers)
     return Table("Session against student", columns, rows)
+
+
+def _counts(flips: LayerFlips) -> tuple[int, ...]:
+    return (
+        flips.bits,
+        flips.flips,
+        flips.boundary,
+        flips.first,
+        flips.first_boundary,
+        flips.accumulators,
+        flips.inexact,
+    )
 
 
 def verify_notes(report: VerifyReport) -> list[str]:
@@ -38,6 +49,9 @@ def verify_notes(report: VerifyReport) -> list[str]:
         )
     else:
         notes.append(f"All {bits:,} input bits of the binary layers agree.")
+    accumulators, inexact = (sum(getattr(f, n) for f in report.layers) for n in ("accumulators", "inexact"))
+    if not inexact:
+        notes.append(f"Given the same input bits every binary layer is exact: {accumulators:,} accumulators compared.")
     if report.passed:
         notes.append(
             f"Passed: {report.differing_samples:,} samples differ in their outputs, and rounding at a sign boundary "
@@ -48,8 +62,13 @@ def verify_notes(report: VerifyReport) -> list[str]:
 
 def verify_failure(report: VerifyReport) -> str:
     """What is wrong, where `report` has not passed."""
+    wrong = next((f for f in report.layers if f.inexact), None)
     bad = next((f for f in report.layers if f.first > f.first_boundary), None)
-    where = f"at {bad.layer}, {bad.first - bad.first_boundary:,} bits differ" if bad else "outputs differ"
+    where = "outputs differ"
+    if wrong is not None:
+        where = f"at {wrong.layer}, {wrong.inexact:,} accumulators are inexact"
+    elif bad is not None:
+        where = f"at {bad.layer}, {bad.first - bad.first_boundary:,} bits differ"
     return (
         f"{report.unexplained_samples:,} of {report.samples:,} samples differ from the student in a way that rounding "
         f"does not explain ({where}); was the file exported from this run as it is now?"

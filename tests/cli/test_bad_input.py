@@ -273,7 +273,7 @@ def test_full_disk(done: Shell, words: tuple[str, ...]) -> None:
         text=True,
         check=False,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)),  # noqa: PLW1509
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)),
     )
     assert run.returncode == USAGE, run.stderr
     assert "no space" in run.stderr

@@ -104,20 +104,28 @@ def test_export_shows_prediction_beside_result() -> None:
     assert "20.0 times smaller" in export_notes(report)[1]
 
 
-def flips(first: int, boundary: int) -> VerifyReport:
+def flips(first: int, boundary: int, inexact: int = 0) -> VerifyReport:
     return VerifyReport(
         samples=10,
         agreement=1.0,
         largest_difference=0.5,
         differing_samples=1,
         unexplained_samples=int(first > boundary),
-        layers=(LayerFlips("a.c", 1000, 3, boundary, first, boundary),),
+        layers=(LayerFlips("a.c", 1000, 3, boundary, first, boundary, 40, inexact),),
     )
 
 
 def test_verification_says_what_flips_mean() -> None:
     passed, failed = flips(2, 2), flips(2, 1)
-    assert flips_table(passed).rows == (("a.c", "1,000", "3", "2", "2", "2"),)
+    assert flips_table(passed).rows == (("a.c", "1,000", "3", "2", "2", "2", "40", "0"),)
     assert verify_notes(passed)[-1].startswith("Passed: 1 samples differ")
     assert not any(line.startswith("Passed") for line in verify_notes(failed))
     assert "at a.c, 1 bits differ" in verify_failure(failed)
+
+
+def test_inexact_accumulators_are_named_first() -> None:
+    failed = flips(2, 1, inexact=7)
+    assert not failed.passed
+    assert "at a.c, 7 accumulators are inexact" in verify_failure(failed)
+    assert not any("is exact" in line for line in verify_notes(failed))
+    assert any("40 accumulators" in line for line in verify_notes(flips(2, 2)))
