@@ -31,13 +31,18 @@ class BinaryLayer(nn.Module):
     inputs_are_binary: bool = True
 
     @property
+    def pads_ones(self) -> bool:
+        """Whether the input is padded with +1 rather than 0."""
+        return False
+
+    @property
     def is_weight_only(self) -> bool:
         """Whether the input stays float by design."""
         return self.input_binarizer is None
 
     @abstractmethod
-    def linear_map(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The layer's map without its bias, zero or one padding included."""
+    def linear_map(self, x: Tensor, weight: Tensor, *, one: float = 1.0) -> Tensor:
+        """The layer's map without its bias, padding included; `one` is what a padding of ones stands for."""
 
     def weight_planes(self) -> list[Plane]:
         """Planes of the latent weight as it stands."""
@@ -65,10 +70,13 @@ class BinaryLayer(nn.Module):
         return y if self.bias is None else y + self._per_channel(self.bias, y)
 
     def _mixed(self, x: Tensor) -> Tensor:
+        one = 1.0
         if self.input_binarizer is not None:
+            if self.inputs_are_binary and self.pads_ones:  # +1 in every plane
+                one = float(self.input_binarizer.encoder().scale.sum())
             x = self.input_binarizer(x) if self.inputs_are_binary else self.input_binarizer.relaxed(x)
         weight = self.weight_binarizer(self.weight) if self.weights_are_binary else self.weight
-        return self.linear_map(x, weight)
+        return self.linear_map(x, weight, one=one)
 
     def _exact(self, x: Tensor) -> Tensor:
         inputs = [x] if self.input_binarizer is None else [p.pm1 for p in self.input_binarizer.planes(x)]

@@ -62,10 +62,14 @@ class BinaryConv2d(BinaryLayer):
             pad_bit=pad_bit,
         )
 
-    def linear_map(self, x: Tensor, weight: Tensor) -> Tensor:
+    @property
+    def pads_ones(self) -> bool:
+        return self.pad_bit == "one" and any(self.padding)
+
+    def linear_map(self, x: Tensor, weight: Tensor, *, one: float = 1.0) -> Tensor:
         padding = self.padding
-        if self.pad_bit == "one" and any(padding):
-            x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]), value=1.0)
+        if self.pads_ones:
+            x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]), value=one)
             padding = (0, 0)
         return F.conv2d(x, weight, None, self.stride, padding, self.dilation, self.groups)
 

@@ -39,7 +39,7 @@ class BinaryLinear(BinaryLayer):
         weight, bias = parameters_of(linear)
         return cls(weight, bias, weight_binarizer=weight_binarizer, input_binarizer=input_binarizer)
 
-    def linear_map(self, x: Tensor, weight: Tensor) -> Tensor:
+    def linear_map(self, x: Tensor, weight: Tensor, *, one: float = 1.0) -> Tensor:
         return F.linear(x, weight)
 
     def _per_channel(self, values: Tensor, like: Tensor) -> Tensor:

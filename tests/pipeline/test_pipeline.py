@@ -1,0 +1,194 @@
+"""The Python API and the run directory: rebuilt exactly, written whole or not at all, refusing what would lose work."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import bnnconvert
+from bnnconvert.errors import ArtifactError, RefusalError, UsageError
+from bnnconvert.pipeline import convert_model, inspect, open_run
+from bnnconvert.values.data import Data, Images
+from bnnconvert.values.report import GoldenReport, VerifyReport
+from tests.networks import Residual, plain, randomise
+
+
+@pytest.fixture
+def model_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    torch.save(randomise(plain()), tmp_path / "model.pt")
+    return tmp_path / "model.pt"
+
+
+def data(labels: int = 5) -> Data:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (80, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    part = Images(images, torch.arange(80) % labels)
+    return Data(part, part, None, (3, 8, 8), "uint8", (0.5,) * 3, (0.25,) * 3, "toy")
+
+
+def test_a_run_is_rebuilt_to_the_same_student(model_file: Path) -> None:
+    made = convert_model("model.pt", "xnor", input_shape=(1, 3, 8, 8))
+    assert made.run is not None
+    again = open_run()
+    assert again.run is not None
+    assert again.run.path == made.run.path == model_file.with_name("model.bnn")
+    assert again.plan.layers == made.plan.layers
+    x = torch.randn(4, 3, 8, 8)
+    assert torch.equal(made.model.eval()(x), again.model.eval()(x))
+    assert torch.equal(made.teacher(x), again.teacher(x))
+    plan = json.loads((made.run.path / "plan.json").read_text())
+    assert plan["totals"]["predicted_artifact_bytes"] == made.plan.predicted_bytes
+
+
+def test_the_whole_loop_in_a_folder(model_file: Path) -> None:
+    convert_model("model.pt", "xnor", input_shape=(1, 3, 8, 8))
+    student = open_run()
+    bnnconvert.finetune(student, data(), epochs=1, batch_size=16)
+    fresh = open_run()
+    x = torch.randn(4, 3, 8, 8)
+    assert torch.equal(fresh.model.eval()(x), student.model.eval()(x))
+    report = bnnconvert.export(fresh)
+    assert report.path == str(model_file.with_name("model.packed.safetensors"))
+    assert report.predicted_bytes == report.tensor_bytes == fresh_prediction(student)
+    packed = bnnconvert.evaluate(report.path, data())
+    assert packed.kind == "artifact"
+    assert packed.accuracy == bnnconvert.evaluate("model.bnn", data()).accuracy
+    assert isinstance(bnnconvert.verify(report.path), GoldenReport)
+    against = bnnconvert.verify(report.path, against="model.bnn", data=data(), samples=20)
+    assert isinstance(against, VerifyReport)
+    assert against.passed
+    session = bnnconvert.Session(report.path)
+    np.testing.assert_allclose(session.run(x.numpy()), fresh.model(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+    assert session.metadata.normalisation is not None
+    assert session.metadata.normalisation.mean == (0.5, 0.5, 0.5)
+
+
+def fresh_prediction(student: bnnconvert.Student) -> int:
+    return json.loads((student.run.path / "plan.json").read_text())["totals"]["predicted_artifact_bytes"]  # type: ignore[union-attr, no-any-return]
+
+
+def test_the_users_model_is_not_touched() -> None:
+    module = randomise(Residual())
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    student = bnnconvert.convert(module, "reactnet", input_shape=(1, 3, 8, 8))
+    bnnconvert.finetune(student, data(), max_steps=4, batch_size=16)
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+    assert all(torch.equal(v, before[k]) for k, v in student.teacher.state_dict().items())
+
+
+def test_a_dry_run_writes_nothing(model_file: Path) -> None:
+    student = convert_model("model.pt", "xnor", input_shape=(1, 3, 8, 8), dry_run=True)
+    assert student.run is None
+    assert sorted(p.name for p in model_file.parent.iterdir()) == ["model.pt"]
+
+
+def test_a_refused_model_leaves_nothing(model_file: Path) -> None:
+    text = 'name = "t"\ntitle = "t"\nsource = "t"\nsummary = "t"\nrewrites = ["binarize"]\n'
+    rule = (
+        '[[layers]]\nweights = { name = "sign", estimator = "clip" }\ninputs = { name = "sign", estimator = "clip" }\n'
+    )
+    model_file.with_name("trap.toml").write_text(text + rule)
+    with pytest.raises(RefusalError, match="Dead signs"):
+        convert_model("model.pt", "trap.toml", input_shape=(1, 3, 8, 8))
+    assert sorted(p.name for p in model_file.parent.iterdir()) == ["model.pt", "trap.toml"]
+
+
+def test_a_fine_tuned_run_is_not_thrown_away(model_file: Path) -> None:
+    convert_model("model.pt", "xnor", input_shape=(1, 3, 8, 8))
+    convert_model("model.pt", "bwn", input_shape=(1, 3, 8, 8))  # nothing trained yet
+    student = open_run()
+    assert student.recipe.name == "bwn"
+    bnnconvert.finetune(student, data(), max_steps=1, batch_size=16)
+    with pytest.raises(UsageError, match="--replace"):
+        convert_model("model.pt", "xnor", input_shape=(1, 3, 8, 8))
+    with pytest.raises(UsageError, match=r"--resume.*--restart"):
+        bnnconvert.finetune(student, data(), max_steps=1, batch_size=16)
+    bnnconvert.finetune(student, data(), max_steps=1, batch_size=16, restart=True)
+    convert_model("model.pt", "xnor", input_shape=(1, 3, 8, 8), replace=True)
+    assert open_run().recipe.name == "xnor"
+
+
+def test_a_factory_alone_keeps_its_weights_in_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = convert_model("tests.networks:Residual", "xnor", input_shape=(1, 3, 8, 8))
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(open_run().teacher(x), made.teacher(x))
+
+
+def test_a_state_dict_with_its_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = randomise(Residual())
+    save_file(module.state_dict(), tmp_path / "weights.safetensors")
+    convert_model("weights.safetensors", "xnor", model="tests.networks:Residual", input_shape=(1, 3, 8, 8))
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(open_run().teacher(x), module(x))
+
+
+def test_opening_what_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="convert"):
+        open_run()
+    with pytest.raises(UsageError, match="no run directory"):
+        open_run(tmp_path)
+
+
+def test_damaged_runs_are_named(model_file: Path) -> None:
+    made = convert_model("model.pt", "xnor", input_shape=(1, 3, 8, 8))
+    assert made.run is not None
+    weights = made.run.file("student.safetensors")
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ArtifactError, match=r"student\.safetensors"):
+        open_run()
+    made.run.file("run.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"run\.json"):
+        open_run()
+
+
+def test_data_that_does_not_fit_is_refused_before_training(model_file: Path) -> None:
+    convert_model("model.pt", "xnor", input_shape=(1, 3, 8, 8))
+    with pytest.raises(RefusalError, match="5 outputs"):
+        bnnconvert.finetune(open_run(), data(labels=7))
+    assert not open_run().run.has_checkpoint  # type: ignore[union-attr]
+
+
+def test_inspect_knows_models_runs_and_artifacts(model_file: Path) -> None:
+    convert_model("model.pt", "xnor", input_shape=(1, 3, 8, 8))
+    bnnconvert.export(open_run())
+    for target, kind in (("model.pt", "model"), ("model.bnn", "run"), ("model.packed.safetensors", "artifact")):
+        found = inspect(target)
+        assert found.kind == kind
+        assert found.layers
+        assert all("name" in layer for layer in found.layers)
+        json.dumps(found.summary)
+
+
+def test_input_shape_is_guessed_and_said(model_file: Path) -> None:
+    student = convert_model("model.pt", "xnor")
+    assert "guessed" in student.notes[0]
+    assert student.input_shape[1] == 3
+
+
+def test_a_model_with_several_outputs_exports_with_their_structure(tmp_path: Path) -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = plain()[:-1]
+            self.a, self.b = nn.Linear(8, 2), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> dict[str, object]:
+            x = self.body(x)
+            return {"a": self.a(x), "rest": [self.b(x)]}
+
+    student = bnnconvert.convert(randomise(Heads()), "xnor", input_shape=(1, 3, 8, 8))
+    report = bnnconvert.export(student, tmp_path / "h.packed.safetensors")
+    x = np.zeros((3, 3, 8, 8), np.float32)
+    output = bnnconvert.Session(report.path).run(x)
+    assert output["a"].shape == (3, 2)
+    assert output["rest"][0].shape == (3, 3)
