@@ -38,6 +38,8 @@ else
 fi
 export PATH="$venv/bin:$PATH"
 unset PYTHONPATH
+# Images of 8x8 give a second thread nothing to do but wait.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table as RichTable
@@ -25,11 +26,17 @@ def table(rows: Table) -> None:
     """Print a table."""
     if not _is_main_process():
         return
-    made = RichTable(title=Text(rows.title, style="bold"), title_justify="left", show_footer=rows.total is not None)
+    title = Text(rows.title, style="bold")
+    made = RichTable(
+        title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_footer=rows.total is not None
+    )
     totals = rows.total or ("",) * len(rows.columns)
     for column, total in zip(rows.columns, totals, strict=True):
         # Text, not strings: a path with brackets in it is no markup.
-        made.add_column(Text(column.title), justify=column.align, footer=Text(total), overflow="fold")
+        is_number = column.align == "right"
+        made.add_column(
+            Text(column.title), justify=column.align, footer=Text(total), overflow="fold", no_wrap=is_number
+        )
     for row in rows.rows:
         made.add_row(*map(Text, row))
     _console().print(made)

@@ -22,9 +22,9 @@ def inspection_table(found: Inspection) -> Table:
         Column("kind"),
         Column("weight"),
         *((Column("decision"),) if decided else ()),
-        number("float bytes"),
-        number("packed bytes" if decided else "bytes as one bit plane"),
-        number("multiply-adds"),
+        number("float B"),
+        number("packed B" if decided else "as bits B"),
+        number("mult-adds"),
     )
     layers = tuple(_row(layer, decided=decided) for layer in found.layers)
     return Table(f"{found.kind.capitalize()} {found.name}", columns, layers)

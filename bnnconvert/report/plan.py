@@ -13,9 +13,9 @@ def plan_table(plan: Plan) -> Table:
         Column("weight"),
         Column("decision"),
         Column("reason"),
-        number("float bytes"),
-        number("packed bytes"),
-        number("multiply-adds"),
+        number("float B"),
+        number("packed B"),
+        number("mult-adds"),
     )
     rows = tuple(
         (

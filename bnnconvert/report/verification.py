@@ -12,8 +12,8 @@ def flips_table(report: VerifyReport) -> Table:
         number("input bits"),
         number("flips"),
         number("at a boundary"),
-        number("first in their sample"),
-        number("of these at a boundary"),
+        number("first of a sample"),
+        number("at a boundary"),
         number("accumulators"),
         number("inexact"),
     )
