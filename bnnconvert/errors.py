@@ -17,7 +17,7 @@ class UsageError(BnnError):
 
 
 class RefusalError(BnnError):
-    """This model, layer or data set will not be processed; the message names it and the reason."""
+    """A model, layer or data set that will not be processed; the message names it and the reason."""
 
 
 class VerificationError(BnnError):

@@ -1,4 +1,4 @@
-"""ResNet-20 for 32x32 images, in the form of torchvision's residual networks: a factory for `--model resnet20:resnet20`."""
+"""ResNet-20 for 32x32 images in torchvision's form: a factory for `--model resnet20:resnet20`."""
 
 from torch import Tensor, nn
 

@@ -21,6 +21,7 @@ def open_target(
     trust_pickle: bool = False,
     threads: int = 1,
 ) -> Student | Session | nn.Module:
+    """Open whatever `target` names: a folder is a run, *.packed.safetensors an artifact, all else a model."""
     if not isinstance(target, str | Path):
         return target
     path = Path(target)

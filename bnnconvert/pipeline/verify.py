@@ -52,7 +52,7 @@ def _comparison_inputs(
     """Input batches to compare on and their number of samples."""
     if data is None:
         x = torch.randn(samples or 64, *student.input_shape[1:], generator=torch.Generator().manual_seed(1))
-        return x.split(batch_size), len(x)
+        return torch.split(x, batch_size), len(x)
     loaded = evaluation_data(data, student.data, None, None)
     chosen = loaded.test if split == "test" else loaded.train
     if chosen is None:

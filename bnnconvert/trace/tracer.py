@@ -51,7 +51,8 @@ def run_example(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> object
         shapes = ", ".join(str(tuple(x.shape)) for x in example_inputs)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(
-            f"{type(module).__name__} does not accept an input of shape {shapes} ({reason}); give the right one with --input-shape."
+            f"{type(module).__name__} does not accept an input of shape {shapes} ({reason}); "
+            "give the right one with --input-shape."
         ) from error
 
 

@@ -4,13 +4,13 @@ import operator
 
 import pytest
 import torch
-from tests.networks import Functional, Residual, plain, randomise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnnconvert.errors import RefusalError, UsageError, VerificationError
 from bnnconvert.graph import module_of, shape_of
 from bnnconvert.trace.tracer import trace
+from tests.networks import Functional, Residual, plain, randomise
 
 
 def called(module: nn.Module, *x: Tensor) -> list[tuple[str, str]]:
