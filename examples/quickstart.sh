@@ -48,7 +48,7 @@ cd "$work"
 
 step python quickstart.py train
 step bnnconvert convert model.pt --model digits_net:build --recipe xnor
-bnnconvert evaluate --data digits --json > converted.json
+python quickstart.py converted
 step bnnconvert finetune --data digits
 bnnconvert evaluate --data digits --json > fine-tuned.json
 step bnnconvert export --packed

@@ -52,11 +52,11 @@ def verify_notes(report: VerifyReport) -> list[str]:
     accumulators, inexact = (sum(getattr(f, n) for f in report.layers) for n in ("accumulators", "inexact"))
     if not inexact:
         notes.append(f"Given the same input bits every binary layer is exact: {accumulators:,} accumulators compared.")
-    if report.passed:
-        notes.append(
-            f"Passed: {report.differing_samples:,} samples differ in their outputs, and rounding at a sign boundary "
-            "explains every one."
-        )
+    if report.passed and report.differing_samples:
+        differing = f"{report.differing_samples:,} samples differ in their outputs"
+        notes.append(f"Passed: {differing}, and rounding at a sign boundary explains every one.")
+    elif report.passed:
+        notes.append("Passed: no sample differs in its outputs.")
     return notes
 
 

@@ -45,6 +45,8 @@ def test_quickstart_s_steps(
         assert result.exit_code == 0, result.output
         if file:
             Path(file).write_text(result.stdout)
+        if words[0] == "convert":
+            quickstart.converted()
         names.append(words[0])
     shown = [name for name in names if name in ("convert", "finetune", "export")]
     assert shown == ["convert", "finetune", "export"]
