@@ -26,16 +26,14 @@ step() {
     "$@"
 }
 
-# The environment is made once; a half-made one (no marker) is made again.
+# A half-made environment (no marker) is made again; installing is quick where nothing has changed.
 if [ ! -e "$venv/.complete" ]; then
     python=$(find_python)
     echo "Installing bnnconvert into $venv (once; a few minutes, most of it torch) ..."
     "$python" -m venv --clear "$venv"
-    "$venv/bin/python" -m pip install --quiet -c "$examples/constraints.txt" "${root}[digits]"
-    touch "$venv/.complete"
-else
-    "$venv/bin/python" -m pip install --quiet --no-deps --force-reinstall "$root"
 fi
+"$venv/bin/python" -m pip install --quiet -c "$examples/constraints.txt" "${root}[digits]"
+touch "$venv/.complete"
 export PATH="$venv/bin:$PATH"
 unset PYTHONPATH
 # Images of 8x8 give a second thread nothing to do but wait.
