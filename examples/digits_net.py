@@ -37,7 +37,7 @@ class DigitsNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits. Shapes: x (N, 1, 8, 8), result (N, 10)."""
         x = self.relu(self.bn1(self.conv1(x)))
-        x = self.relu(self.bn2(self.pool(self.conv2(x))))
+        x = self.pool(self.relu(self.bn2(self.conv2(x))))
         return self.fc(self.block(x).flatten(1))
 
 

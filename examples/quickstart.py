@@ -33,9 +33,6 @@ def train() -> None:
         order = torch.randperm(len(data.train))[: batches * BATCH]
         for indices in order.split(BATCH):
             images, labels = data.train.batch(indices)
-            # Shifted by up to a pixel, as fine-tuning will show them to the teacher.
-            up, left = torch.randint(-1, 2, (2,)).tolist()
-            images = images.roll((up, left), dims=(2, 3))
             loss = F.cross_entropy(model(normalise(images, data.mean, data.std)), labels)
             optimizer.zero_grad()
             loss.backward()

@@ -6,6 +6,7 @@ from dataclasses import replace as changed
 from pathlib import Path
 
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from bnnconvert.binarizers import build_input_binarizer, build_weight_binarizer
 from bnnconvert.exporters.packed import module_bytes
@@ -52,9 +53,7 @@ def convert(
     shape, notes = input_shape_of(model, input_shape, loaded)
     probe = probe_input(shape, loaded)
     model = copy.deepcopy(model).cpu().float()
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    teacher = trace(model, probe)
+    teacher = _traced(model, probe)
     if loaded is not None:
         check_fits(loaded, shape, outputs_of(teacher, probe))
     plan = make_plan(recipe, layer_facts(teacher), input_shape=shape, model_bytes=module_bytes(model))
@@ -62,7 +61,16 @@ def convert(
     plan = run_rewrites(student, plan, rewrites, probe=probe)
     warnings = require_live_signs(student, probe, limit=recipe.checks.dead_channels)
     plan = changed(plan, warnings=warnings, predicted_bytes=deploy_bytes(student, probe[0]))
-    return Student(student, teacher, plan, recipe, shape, data=data_record(loaded), notes=notes)
+    return Student(
+        student,
+        teacher,
+        plan,
+        recipe,
+        shape,
+        shape_is_guessed=bool(notes),
+        data=data_record(loaded),
+        notes=notes,
+    )
 
 
 def check_recipe(recipe: Recipe) -> list[Rewrite]:
@@ -120,10 +128,38 @@ def convert_model(
             recipe=parsed.name,
             recipe_text=text,
             plan=student.plan,
+            shape_is_guessed=student.shape_is_guessed,
             data=student.data,
         )
     student.run = RunDirectory(path)
     return student
+
+
+def convert_again(student: Student, data: Data) -> None:
+    """Convert a run anew, in place, for the shape of `data`: its own was only guessed.
+
+    Raises: UsageError, RefusalError; the run stays as it was then.
+    """
+    assert student.run is not None
+    record = student.run.read()
+    loaded = load_source(student.run, record)
+    fresh = convert(loaded.module, student.recipe, input_shape=(1, *data.sample_shape))
+    with new_run(student.run.path, replace=True) as run:
+        fill_run(
+            run,
+            LoadedModel(loaded.module, str(student.run.file(record.source_file)), loaded.kind, loaded.sha256),
+            fresh.model,
+            factory=record.factory,
+            trust_pickle=record.trust_pickle,
+            recipe=record.recipe,
+            recipe_text=student.run.file("recipe.toml").read_text("utf-8"),
+            plan=fresh.plan,
+            shape_is_guessed=False,
+            data=record.data,
+        )
+        run.write(run.read().model_copy(update={"source": record.source}))
+    student.model, student.teacher, student.plan = fresh.model, fresh.teacher, fresh.plan
+    student.input_shape, student.shape_is_guessed = fresh.input_shape, False
 
 
 def open_run(path: str | Path | None = None) -> Student:
@@ -138,18 +174,23 @@ def open_run(path: str | Path | None = None) -> Student:
         loaded, parse_recipe(run.file("recipe.toml").read_text("utf-8"), where=str(run.path)), record.input_shape
     )
     load_weights(student.model, run)
-    student.run, student.data = run, record.data
+    student.run, student.data, student.shape_is_guessed = run, record.data, record.shape_is_guessed
     return student
 
 
 def _rebuild(loaded: LoadedModel, recipe: Recipe, shape: tuple[int, ...]) -> Student:
     """The student as convert made it, before its own weights are loaded."""
     probe = probe_input(shape, None)
-    teacher = trace(loaded.module, probe)
+    teacher = _traced(loaded.module, probe)
     plan = make_plan(recipe, layer_facts(teacher), input_shape=shape, model_bytes=module_bytes(loaded.module))
     model = copy.deepcopy(teacher)
     plan = run_rewrites(model, plan, check_recipe(recipe), probe=probe)
     return Student(model, teacher, plan, recipe, shape)
+
+
+def _traced(module: nn.Module, probe: tuple[Tensor, ...]) -> GraphModule:
+    """Canonical graph, every parameter trainable: a user may have frozen some."""
+    return trace(module.requires_grad_(True), probe)
 
 
 def input_shape_of(

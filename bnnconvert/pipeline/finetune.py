@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from bnnconvert.errors import UsageError
 from bnnconvert.load.data import load_data
+from bnnconvert.pipeline.convert import convert_again
 from bnnconvert.pipeline.student import Student, data_record, outputs_of, probe_input
 from bnnconvert.train import finetune as train_student
 from bnnconvert.values.data import Data, check_fits
@@ -34,6 +35,8 @@ def finetune(
     Raises: UsageError, RefusalError.
     """
     loaded = _training_data(student, data, mean, std)
+    if _guess_is_wrong(student, loaded):
+        convert_again(student, loaded)
     check_fits(loaded, student.input_shape, outputs_of(student.teacher, probe_input(student.input_shape, None)))
     run = student.run
     main = int(os.environ.get("RANK", "0")) == 0
@@ -64,6 +67,13 @@ def finetune(
         metrics = {"held_out_accuracy": report.held_out_accuracy, "epochs": float(report.epochs)}
         run.write(run.read().model_copy(update={"metrics": metrics}))
     return report
+
+
+def _guess_is_wrong(student: Student, data: Data) -> bool:
+    """Whether the student's input shape was a guess, nothing was trained yet, and the data says otherwise."""
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    new = student.run is not None and not student.run.has_checkpoint
+    return alone and new and student.shape_is_guessed and data.sample_shape != student.input_shape[1:]
 
 
 def _training_data(

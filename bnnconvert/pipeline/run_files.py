@@ -27,6 +27,7 @@ def fill_run(
     recipe: str,
     recipe_text: str,
     plan: Plan,
+    shape_is_guessed: bool,
     data: DataRecord | None,
 ) -> None:
     """Write everything that `load_source` and `load_weights` need, run.json last."""
@@ -51,6 +52,7 @@ def fill_run(
             trust_pickle=trust_pickle,
             recipe=recipe,
             input_shape=plan.input_shape,
+            shape_is_guessed=shape_is_guessed,
             data=data,
         )
     )

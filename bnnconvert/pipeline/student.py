@@ -29,6 +29,7 @@ class Student:
     plan: Plan
     recipe: Recipe
     input_shape: tuple[int, ...]
+    shape_is_guessed: bool = False
     run: RunDirectory | None = None
     data: DataRecord | None = None
     notes: tuple[str, ...] = ()

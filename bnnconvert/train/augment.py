@@ -12,17 +12,21 @@ from torch.nn import functional as F
 from bnnconvert.values.data import Data
 
 Choice = Literal["auto", "none", "crop", "crop-flip"]
+SMALLEST_CROPPED = 16
 
 
 def choose(choice: Choice, data: Data) -> Choice:
     """What `auto` means for this data: crop, and flip only colour images, as a mirrored digit is another sign.
 
-    Data from a factory is left as it comes: whoever wrote the factory has augmented already.
+    Images below 16 pixels stay whole: a shift of one pixel is more than a teacher has seen. Data from a factory is
+    left as it comes: whoever wrote the factory has augmented already.
     """
     if data.scale != "uint8" or len(data.sample_shape) != 3:
         return "none"
     if choice != "auto":
         return choice
+    if min(data.sample_shape[1:]) < SMALLEST_CROPPED:
+        return "none"
     return "crop-flip" if data.sample_shape[0] == 3 else "crop"
 
 

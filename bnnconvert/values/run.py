@@ -53,6 +53,7 @@ class RunRecord(BaseModel):
     trust_pickle: bool = False
     recipe: str
     input_shape: tuple[int, ...]
+    shape_is_guessed: bool = False
     data: DataRecord | None = None
     metrics: dict[str, float] = {}
 

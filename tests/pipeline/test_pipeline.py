@@ -175,6 +175,31 @@ def test_input_shape_is_guessed_and_said(model_file: Path) -> None:
     assert student.input_shape[1] == 3
 
 
+def test_a_guessed_shape_gives_way_to_the_datas(model_file: Path) -> None:
+    guessed = convert_model("model.pt", "xnor")
+    assert guessed.input_shape != (1, 3, 8, 8)
+    student = open_run()
+    bnnconvert.finetune(student, data(), max_steps=1, batch_size=16)
+    again = open_run()
+    assert again.input_shape == student.input_shape == (1, 3, 8, 8)
+    assert again.run is not None
+    assert again.run.read().source == "model.pt"
+    assert bnnconvert.evaluate("model.bnn", data()).samples == 80
+
+
+def test_a_given_shape_does_not(model_file: Path) -> None:
+    convert_model("model.pt", "xnor", input_shape=(1, 3, 16, 16))
+    with pytest.raises(RefusalError, match="8x8"):
+        bnnconvert.finetune(open_run(), data(), max_steps=1)
+
+
+def test_frozen_parameters_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(randomise(plain()).requires_grad_(False), "frozen.pt")
+    convert_model("frozen.pt", "xnor", input_shape=(1, 3, 8, 8))
+    assert all(p.requires_grad for p in open_run().model.parameters())
+
+
 def test_a_model_with_several_outputs_exports_with_their_structure(tmp_path: Path) -> None:
     class Heads(nn.Module):
         def __init__(self) -> None:

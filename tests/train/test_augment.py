@@ -71,10 +71,12 @@ def test_padding_grows_with_the_image(size: int, padding: int) -> None:
     assert crop_padding(size) == padding
 
 
-def test_auto_flips_colour_images_only_and_leaves_a_factorys_data_alone() -> None:
-    colour = make_data()
+def test_auto_flips_colour_images_only_and_leaves_small_images_and_a_factorys_data_alone() -> None:
+    colour = dataclasses.replace(make_data(), sample_shape=(3, 32, 32))
     assert choose("auto", colour) == "crop-flip"
-    assert choose("auto", dataclasses.replace(colour, sample_shape=(1, 8, 8))) == "crop"
+    assert choose("auto", dataclasses.replace(colour, sample_shape=(1, 28, 28))) == "crop"
+    assert choose("auto", make_data()) == "none"
+    assert choose("crop", make_data()) == "crop"
     assert choose("auto", dataclasses.replace(colour, scale="as-is")) == "none"
     assert choose("none", colour) == "none"
     x = images(2, 3, 8, 8)
