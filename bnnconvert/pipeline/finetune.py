@@ -10,6 +10,7 @@ from bnnconvert.errors import UsageError
 from bnnconvert.load.data import load_data
 from bnnconvert.pipeline.convert import convert_again
 from bnnconvert.pipeline.student import Student, data_record, outputs_of, probe_input
+from bnnconvert.trace.tracer import run_example
 from bnnconvert.train import finetune as train_student
 from bnnconvert.values.data import Data, check_fits
 from bnnconvert.values.progress import Progress
@@ -70,10 +71,16 @@ def finetune(
 
 
 def _guess_is_wrong(student: Student, data: Data) -> bool:
-    """Whether the student's input shape was a guess, nothing was trained yet, and the data says otherwise."""
+    """Whether the student's input shape was a guess and nothing trained yet, and the model takes the data's as well."""
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     new = student.run is not None and not student.run.has_checkpoint
-    return alone and new and student.shape_is_guessed and data.sample_shape != student.input_shape[1:]
+    if not (alone and new and student.shape_is_guessed) or data.sample_shape == student.input_shape[1:]:
+        return False
+    try:
+        run_example(student.teacher, probe_input((1, *data.sample_shape), None))
+    except UsageError:
+        return False
+    return True
 
 
 def _training_data(
