@@ -173,7 +173,7 @@ def test_labels_outside_the_outputs(shell: Shell) -> None:
     assert "10 outputs" in sentence
 
 
-@pytest.mark.parametrize("changes", [{"size": 9}, {"channels": 3}], ids=["size", "channels"])
+@pytest.mark.parametrize("changes", [{"size": 12}, {"channels": 3}], ids=["size", "channels"])
 def test_wrong_image_size(shell: Shell, changes: dict[str, int]) -> None:
     converted(shell)
     image_folder(Path("pictures"), **changes)
