@@ -22,7 +22,7 @@ import bnnconvert
 from bnnconvert.recipe import load_recipe, recipe_names
 from bnnconvert.report.table import Column, Table, number
 from bnnconvert.train import clip_latent
-from bnnconvert.train.layout import use_layout
+from bnnconvert.train.layout import keep_gradient_layout, use_layout
 from bnnconvert.train.objective import Objective
 from bnnconvert.train.optimizers import make_optimizer
 from bnnconvert.values.recipe import Loss, Recipe
@@ -53,6 +53,7 @@ def steps_of(recipe: Recipe, batch: int) -> dict[str, Step]:
 def trainer(model: nn.Module, recipe: Recipe) -> Callable[[torch.Tensor], None]:
     """The second half of a step, from the loss on."""
     use_layout(model, torch.channels_last)
+    keep_gradient_layout(model)
     model.train()
     optimizer = make_optimizer(model, recipe.training.optimizer)
 

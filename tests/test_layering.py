@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "bnnconvert"
 LAYERS: list[set[str]] = [
     {"errors", "bits"},
     {"values"},
+    {"channels"},
     {"recipe", "binarizers", "estimators"},
     {"layers", "artifact", "graph"},
     {"load", "trace", "plan", "rewrite", "train", "lower", "runtime"},

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bnnconvert.binarizers.base import Encoder, InputBinarizer, Plane, sign_encoder
+from bnnconvert.channels import shift
 from bnnconvert.estimators.base import Estimator
 
 
@@ -26,10 +27,10 @@ class ShiftedSignInput(InputBinarizer):
         self.shift = nn.Parameter(torch.zeros(channels))
 
     def planes(self, x: Tensor) -> list[Plane]:
-        return [Plane(self.estimator(self._shifted(x)))]
+        return [Plane(self.estimator(shift(x, self.shift)))]
 
     def relaxed(self, x: Tensor) -> Tensor:
-        return super().relaxed(self._shifted(x))
+        return super().relaxed(shift(x, self.shift))
 
     def encoder(self) -> Encoder:
         return sign_encoder(-self.shift)
@@ -38,6 +39,3 @@ class ShiftedSignInput(InputBinarizer):
         if self.centre:
             with torch.no_grad():
                 self.shift.copy_(-x.transpose(0, 1).flatten(1).mean(dim=1))
-
-    def _shifted(self, x: Tensor) -> Tensor:
-        return x + self.shift.reshape(-1, *(1,) * (x.dim() - 2))

@@ -6,6 +6,7 @@ g_x  = g * max(0, 2 - 2|x|)
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from bnnconvert.estimators.base import Estimator
@@ -17,4 +18,5 @@ class ApproxSign(Estimator):
     source: ClassVar[str] = "Liu et al., Bi-Real Net, ECCV 2018, arXiv:1808.00278"
 
     def gradient(self, x: Tensor, grad: Tensor) -> Tensor:
-        return x.abs().mul_(-2).add_(2).clamp_(min=0).mul_(grad)
+        inside = x.abs().clamp_(max=1)
+        return torch.addcmul(grad, grad, inside, value=-1).mul_(2)

@@ -15,8 +15,9 @@ def sign_pm1(x: Tensor) -> Tensor:
     """Sign of x with sign(0) = +1 and sign(NaN) = -1, as a tensor of x's type and layout."""
     if torch.compiler.is_compiling():
         return (x >= 0).to(x.dtype) * 2 - 1
-    # One comparison written straight into floats: several times faster on a CPU than torch.where.
-    return torch.ge(x, 0, out=torch.empty_like(x)).mul_(2).sub_(1)
+    # A comparison written straight into floats, then 2y - 1 in one sweep: far faster on a CPU than torch.where.
+    bits = torch.ge(x, 0, out=torch.empty_like(x))
+    return torch.add(x.new_tensor(-1.0), bits, alpha=2, out=bits)
 
 
 class Estimator(nn.Module, ABC):

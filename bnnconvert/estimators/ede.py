@@ -33,4 +33,4 @@ class Ede(Estimator):
 
     def gradient(self, x: Tensor, grad: Tensor) -> Tensor:
         curve = (x * self.t).tanh_()
-        return curve.square_().neg_().add_(1).mul_(grad).mul_(self.k * self.t)
+        return torch.ops.aten.tanh_backward(grad, curve).mul_(self.k * self.t)  # type: ignore[no-any-return]

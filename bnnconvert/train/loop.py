@@ -31,7 +31,7 @@ from bnnconvert.train.checkpoint import State, collect_parts, restore_parts
 from bnnconvert.train.diagnose import refuse_bad_parameters, refuse_not_finite
 from bnnconvert.train.engine import engine, has_unused_parameters, share_buffers, sums
 from bnnconvert.train.latent import advance_estimators, clip_latent, set_stage, weight_signs
-from bnnconvert.train.layout import use_layout
+from bnnconvert.train.layout import keep_gradient_layout, use_layout
 from bnnconvert.train.metrics import Tally, measure_accuracy
 from bnnconvert.train.monitor import dead_channels, flip_ratios
 from bnnconvert.train.objective import Objective
@@ -129,6 +129,7 @@ class FineTuning:
         self.spans = stage_spans(self.training, self.total)
 
         use_layout(student, torch.channels_last)
+        self.handles = keep_gradient_layout(student)
         student.to(device)
         set_batch_norm_momentum(student, self.training.batch_norm_momentum)
         optimizer = make_optimizer(student, self.training.optimizer)
@@ -162,6 +163,8 @@ class FineTuning:
     def release(self) -> None:
         """Take hooks and the engine's wrapping off the student."""
         self.objective.close()
+        for handle in self.handles:
+            handle.remove()
         self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False, keep_torch_compile=False)
 
     def _parts(self) -> dict[str, Any]:

@@ -103,3 +103,22 @@ def test_rprelu_closed_form() -> None:
         layer.shift_out.fill_(2.0)
     assert layer(torch.tensor([[-3.0], [1.0]])).flatten().tolist() == [1.5, 4.0]
     assert layer(torch.full((2, 1, 3, 3), -3.0)).unique().tolist() == [1.5]
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (4, 3, 5, 5)])
+def test_rprelu_trains_with_the_gradients_of_plain_autograd(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    layer = RPReLU(3)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    x, g = torch.randn(shape), torch.randn(shape)
+    results = []
+    for training in (True, False):
+        layer.train(training).zero_grad()
+        leaf = x.clone().requires_grad_()
+        y = layer(leaf)
+        y.backward(g)
+        assert leaf.grad is not None
+        results.append([y.detach(), leaf.grad, *(p.grad for p in layer.parameters())])
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,27 @@
+"""Per-channel arithmetic against plain torch, in both layouts."""
+
+import pytest
+import torch
+
+from bnnconvert.channels import channel_sums, shift, wide
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_sums_and_shift_of_images(layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 5, 6).contiguous(memory_format=layout)
+    torch.testing.assert_close(channel_sums(x), x.sum((0, 2, 3)))
+    leaf, by, g = x.clone().requires_grad_(), torch.randn(3, requires_grad=True), torch.randn_like(x)
+    y = shift(leaf, by)
+    assert y.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(y, x + by.reshape(3, 1, 1))
+    y.backward(g)
+    torch.testing.assert_close(leaf.grad, g)
+    torch.testing.assert_close(by.grad, g.sum((0, 2, 3)))
+
+
+def test_sums_and_shift_of_features() -> None:
+    x, by = torch.randn(4, 3), torch.randn(3)
+    torch.testing.assert_close(channel_sums(x), x.sum(0))
+    torch.testing.assert_close(shift(x, by), x + by)
+    assert wide(by, x).shape == (3,)
