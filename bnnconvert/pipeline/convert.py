@@ -16,7 +16,7 @@ from bnnconvert.load.shapes import guess_input_shape
 from bnnconvert.load.user_code import is_factory
 from bnnconvert.lower.deploy import deploy_bytes
 from bnnconvert.pipeline.run_files import fill_run, load_source, load_weights
-from bnnconvert.pipeline.student import Student, data_record, outputs_of, probe_input
+from bnnconvert.pipeline.student import Student, calibration_batches, data_record, outputs_of, probe_input
 from bnnconvert.plan.planner import make_plan
 from bnnconvert.recipe import load_recipe, parse_recipe, recipe_text
 from bnnconvert.rewrite.base import Rewrite
@@ -24,6 +24,7 @@ from bnnconvert.rewrite.dead_signs import require_live_signs
 from bnnconvert.rewrite.runner import build_rewrites, run_rewrites
 from bnnconvert.trace.dataflow import layer_facts
 from bnnconvert.trace.tracer import trace
+from bnnconvert.train import prepare
 from bnnconvert.train.objective import build_losses
 from bnnconvert.train.optimizers import OPTIMIZERS
 from bnnconvert.values.data import Data, check_fits
@@ -41,6 +42,9 @@ def convert(
     data: str | Data | None = None,
 ) -> Student:
     """Student of a float model; the model itself stays as it is.
+
+    With data, thresholds and batch norm are set on a few hundred images, so that the student starts near its teacher;
+    without, that is the first thing that fine-tuning does.
 
     Raises: UsageError, RefusalError.
     """
@@ -60,6 +64,8 @@ def convert(
     student = copy.deepcopy(teacher)
     plan = run_rewrites(student, plan, rewrites, probe=probe)
     warnings = require_live_signs(student, probe, limit=recipe.checks.dead_channels)
+    if loaded is not None:
+        prepare(student, calibration_batches(loaded))
     plan = changed(plan, warnings=warnings, predicted_bytes=deploy_bytes(student, probe[0]))
     return Student(
         student,

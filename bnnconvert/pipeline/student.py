@@ -1,6 +1,6 @@
 """A converted model as the commands and the Python API hand it around, and where it gets its data."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from bnnconvert.values.run import DataRecord, RunDirectory
 
 PROBE_SAMPLES = 8
 """Samples of the probe input: enough for batch statistics, few enough for any model."""
+CALIBRATION_SAMPLES, CALIBRATION_BATCH = 512, 64
 
 
 @dataclass
@@ -43,6 +44,14 @@ def probe_input(shape: Sequence[int], data: Data | None) -> tuple[Tensor]:
     count = min(PROBE_SAMPLES, len(data.train))
     images, _ = data.train.batch(torch.linspace(0, len(data.train) - 1, count).long())
     return (normalise(images, data.mean, data.std),)
+
+
+def calibration_batches(data: Data) -> Iterator[Tensor]:
+    """Model inputs from training images spread evenly over the set, the same each time."""
+    count = min(CALIBRATION_SAMPLES, len(data.train))
+    for indices in torch.linspace(0, len(data.train) - 1, count).long().split(CALIBRATION_BATCH):
+        images, _ = data.train.batch(indices)
+        yield normalise(images, data.mean, data.std)
 
 
 def outputs_of(model: nn.Module, probe: tuple[Tensor, ...]) -> int | None:

@@ -82,6 +82,17 @@ def test_the_users_model_is_not_touched() -> None:
     assert all(torch.equal(v, before[k]) for k, v in student.teacher.state_dict().items())
 
 
+def test_conversion_with_data_sets_batch_norm_on_it() -> None:
+    torch.manual_seed(0)
+    module = randomise(Residual())
+    blind = bnnconvert.convert(module, "xnor", input_shape=(1, 3, 8, 8)).model
+    seeing = bnnconvert.convert(module, "xnor", data=data()).model
+    name = "layer1.conv1_norm.running_mean"
+    assert not blind.state_dict()[name].any()
+    assert seeing.state_dict()[name].any()
+    assert not seeing.training
+
+
 def test_a_dry_run_writes_nothing(model_file: Path) -> None:
     student = convert_model("model.pt", "xnor", input_shape=(1, 3, 8, 8), dry_run=True)
     assert student.run is None
