@@ -7,7 +7,17 @@ from pydantic import ValidationError
 
 from bnnconvert.artifact.checks import check_program
 from bnnconvert.artifact.container import FETCH, Container, open_container, parse_json
-from bnnconvert.artifact.schema import GOLDEN, GOLDEN_INPUT, GOLDEN_OUTPUT, TEXTS, Array, Artifact, Metadata
+from bnnconvert.artifact.schema import (
+    FORMAT,
+    GOLDEN,
+    GOLDEN_INPUT,
+    GOLDEN_OUTPUT,
+    MAX_HEADER,
+    TEXTS,
+    Array,
+    Artifact,
+    Metadata,
+)
 from bnnconvert.errors import ArtifactError, UsageError
 from bnnconvert.values.program import Program
 
@@ -24,6 +34,16 @@ def read(path: str | Path) -> Artifact:
             f"{path}: cannot be read ({error.strerror}); name a file that `bnnconvert export` wrote"
         ) from error
     return from_bytes(content, str(path))
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether a file claims to be of our format; whether it is sound only `read` can tell."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            return f'"format":"{FORMAT}"'.encode() in file.read(min(length, MAX_HEADER))
+    except OSError:
+        return False
 
 
 def from_bytes(content: bytes, where: str) -> Artifact:

@@ -77,7 +77,7 @@ def evaluation_data(
     """The data, normalised as the run or artifact records it unless the caller says otherwise."""
     if isinstance(data, Data):
         return data
-    if data is None and record is None:
+    if data is None and (record is None or not record.source):
         raise UsageError("There is no data to evaluate on; give it with --data DIR.")
     if record is not None and record.mean:
         mean, std = mean or record.mean, std or record.std

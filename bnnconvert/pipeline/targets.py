@@ -5,12 +5,15 @@ from typing import Literal
 
 from torch import nn
 
+from bnnconvert.artifact.reader import is_artifact
 from bnnconvert.load.model import load_model
 from bnnconvert.pipeline.convert import open_run
 from bnnconvert.pipeline.student import Student
 from bnnconvert.runtime import Session
 from bnnconvert.values.run import DataRecord
 
+PACKED_SUFFIX = ".packed.safetensors"
+"""Even a damaged file of this name was meant to be an artifact."""
 Target = str | Path | Student | Session | nn.Module
 
 
@@ -21,13 +24,13 @@ def open_target(
     trust_pickle: bool = False,
     threads: int = 1,
 ) -> Student | Session | nn.Module:
-    """Open whatever `target` names: a folder is a run, *.packed.safetensors an artifact, all else a model."""
+    """Open whatever `target` names: a folder is a run, a file that says so an artifact, all else a model."""
     if not isinstance(target, str | Path):
         return target
     path = Path(target)
     if path.is_dir():
         return open_run(path)
-    if model is None and path.name.endswith(".packed.safetensors"):
+    if model is None and (path.name.endswith(PACKED_SUFFIX) or is_artifact(path)):
         return Session(path, threads=threads)
     return load_model(str(target), model=model, trust_pickle=trust_pickle).module
 

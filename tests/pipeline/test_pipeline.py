@@ -180,6 +180,14 @@ def test_inspect_knows_models_runs_and_artifacts(model_file: Path) -> None:
         json.dumps(found.summary)
 
 
+def test_an_artifact_is_known_by_its_content(model_file: Path) -> None:
+    convert_model("model.pt", "xnor", input_shape=(1, 3, 8, 8))
+    bnnconvert.export(open_run(), "other.safetensors")
+    assert inspect("other.safetensors").kind == "artifact"
+    with pytest.raises(UsageError, match="--data"):
+        bnnconvert.evaluate("other.safetensors")
+
+
 def test_input_shape_is_guessed_and_said(model_file: Path) -> None:
     student = convert_model("model.pt", "xnor")
     assert "guessed" in student.notes[0]
