@@ -49,7 +49,8 @@ def probe_input(shape: Sequence[int], data: Data | None) -> tuple[Tensor]:
 def calibration_batches(data: Data) -> Iterator[Tensor]:
     """Model inputs from training images spread evenly over the set, the same each time."""
     count = min(CALIBRATION_SAMPLES, len(data.train))
-    for indices in torch.linspace(0, len(data.train) - 1, count).long().split(CALIBRATION_BATCH):
+    spread = torch.linspace(0, len(data.train) - 1, count).long()
+    for indices in torch.split(spread, CALIBRATION_BATCH):
         images, _ = data.train.batch(indices)
         yield normalise(images, data.mean, data.std)
 

@@ -32,7 +32,7 @@ def _restore(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
         and x.is_contiguous(memory_format=torch.channels_last)
         and not x.is_contiguous()
     ):
-        x.register_hook(_channels_last)
+        x.register_hook(_channels_last)  # type: ignore[no-untyped-call]
 
 
 def _channels_last(grad: Tensor) -> Tensor:
