@@ -110,6 +110,19 @@ def test_kill_9_at_any_moment_leaves_a_run_that_goes_on_exactly(tmp_path: Path) 
     assert not list(tmp_path.glob(".*.tmp"))
 
 
+def test_a_run_that_another_process_trains_is_left_alone(tmp_path: Path) -> None:
+    holds = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held'); input()"
+    command = [sys.executable, "-u", "-c", holds, str(tmp_path / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UsageError, match="another process is fine-tuning this run; wait for it, or stop it"):
+            run(tmp_path)
+        other.kill()
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    run(tmp_path)  # a killed process lets go of it
+
+
 def test_changed_settings_are_refused_with_what_changed(tmp_path: Path) -> None:
     run(tmp_path, epochs=1)
     with pytest.raises(UsageError, match=r"training\.epochs was 1 and is 3; seed was 0 and is 4; use the checkpoint's"):
