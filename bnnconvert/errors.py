@@ -26,3 +26,13 @@ class VerificationError(BnnError):
 
 class ArtifactError(BnnError):
     """A packed file is damaged, too new, or not a packed file at all."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a foreign error says, short enough for a sentence: its first line, or its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def brief(error: BaseException) -> str:
+    """An error's type and first line."""
+    return f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from bnnconvert.errors import BnnError
+from bnnconvert.errors import BnnError, brief
 
 INTERRUPTED = 130
 BROKEN_PIPE = 1
@@ -44,8 +44,7 @@ class Command(TyperCommand):
         except (typer.Exit, typer.Abort):
             raise
         except Exception as error:  # the last place where anything can be told to the user in a sentence
-            first = str(error).strip().partition("\n")[0]
-            unforeseen = f"Unforeseen {type(error).__name__}: {first}; please report it with what --debug shows."
+            unforeseen = f"Unforeseen {brief(error)}; please report it with what --debug shows."
             raise _stop(unforeseen, BnnError.exit_code, ctx) from None
 
 

@@ -20,7 +20,7 @@ from typing import Any, Never
 import torch
 from torch import nn
 
-from bnnconvert.errors import RefusalError, UsageError
+from bnnconvert.errors import RefusalError, UsageError, first_line
 
 _PACKAGES = {
     "torch": ("torch.nn.modules.", "torch.nn.parallel.data_parallel."),
@@ -156,8 +156,7 @@ def _import(module_name: str, *, where: str) -> object:
 
 
 def _broken(package: str, error: Exception, *, where: str) -> UsageError:
-    first = str(error).strip().partition("\n")[0]
     return UsageError(
-        f"{where}: holds classes of {package}, whose import fails here ({first}); install a {package} that matches "
-        "the installed torch."
+        f"{where}: holds classes of {package}, whose import fails here ({first_line(error)}); install a "
+        f"{package} that matches the installed torch."
     )

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from bnnconvert.errors import RefusalError, UsageError
+from bnnconvert.errors import RefusalError, UsageError, brief, first_line
 from bnnconvert.load.allowed import is_allowed, stand_ins
 from bnnconvert.load.restore import restore
-from bnnconvert.load.user_code import brief, current_folder_first
+from bnnconvert.load.user_code import current_folder_first
 
 _OUT = (
     "save model.state_dict() instead and load it with --model package.module:factory, or pass --trust-pickle if you "
@@ -91,7 +91,7 @@ def _refusal(path: Path, names: list[str]) -> RefusalError:
 def _unreadable(path: Path, error: pickle.UnpicklingError) -> RefusalError:
     """The refusal for what torch's restricted unpickler would not do."""
     # torch wraps the reason in advice of its own, whose way out is not ours
-    text = str(error.__context__ or error).partition("\n")[0]
+    text = first_line(error.__context__ or error)
     named = re.search(r"GLOBAL (\S+) (?:was not|whose)", text)
     if named and is_allowed(named.group(1)):
         return RefusalError(f"{path}: holds a module in the format of before torch 1.6, not only tensors; {_OUT}.")

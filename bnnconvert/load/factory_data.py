@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from bnnconvert.errors import UsageError
+from bnnconvert.errors import UsageError, brief
 from bnnconvert.load.splits import Splits
-from bnnconvert.load.user_code import brief, call_factory, is_factory
+from bnnconvert.load.user_code import call_factory, is_factory
 from bnnconvert.values.data import Sample, Samples
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnnconvert.errors import UsageError
+from bnnconvert.errors import UsageError, first_line
 
 _GREY = (28, 32, 8, 64, 16, 224, 48, 96, 128, 256)
 _SMALL = (32, 28, 64, 224, 96, 48, 128, 256, 16, 8, 160, 192, 299)
@@ -49,7 +49,7 @@ def guess_input_shape(module: nn.Module) -> tuple[int, ...]:
             enlarging = shape
     if enlarging is not None:
         return enlarging
-    why = f" (the last one failed with: {str(failure).strip().partition(chr(10))[0]})" if failure is not None else ""
+    why = f" (the last one failed with: {first_line(failure)})" if failure is not None else ""
     raise UsageError(
         f"No common image size fits {type(module).__name__}{why}; give the shape with --input-shape, for example "
         "1,3,32,32."

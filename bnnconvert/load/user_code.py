@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from bnnconvert.errors import UsageError
+from bnnconvert.errors import UsageError, brief
 from bnnconvert.values.tables import nearest
 
 _SPEC = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -78,9 +78,3 @@ def _call(factory: object, spec: str) -> object:
         raise UsageError(
             f"{spec}: calling it without arguments failed ({brief(error)}); it must be a function that needs none."
         ) from error
-
-
-def brief(error: Exception) -> str:
-    """Type and first line of an error."""
-    first = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__

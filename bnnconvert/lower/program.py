@@ -19,7 +19,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from bnnconvert.artifact.signatures import SIGNATURES, mismatch
-from bnnconvert.errors import RefusalError
+from bnnconvert.errors import RefusalError, first_line
 from bnnconvert.layers.packed import PackedLayer
 from bnnconvert.values import program as values
 from bnnconvert.values.program import (
@@ -65,9 +65,8 @@ def _export(deployed: GraphModule, example: Tensor) -> ExportedProgram:
     try:
         return export(deployed, (two,), dynamic_shapes=({0: Dim("batch")},), strict=False)
     except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RefusalError(
-            f"export: torch.export cannot follow the model with a free number of samples ({first[:300]}); "
+            f"export: torch.export cannot follow the model with a free number of samples ({first_line(error)[:300]}); "
             "write shapes with x.size(0) or -1 in place of a fixed batch size"
         ) from error
 

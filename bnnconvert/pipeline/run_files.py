@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from bnnconvert import __version__
-from bnnconvert.errors import ArtifactError
+from bnnconvert.errors import ArtifactError, first_line
 from bnnconvert.load.model import LoadedModel, load_model
 from bnnconvert.values.files import write_bytes, write_text
 from bnnconvert.values.plan import Plan
@@ -71,9 +71,8 @@ def load_weights(student: nn.Module, run: RunDirectory) -> None:
     try:
         student.load_state_dict(load_file(run.weights))
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise ArtifactError(
-            f"{run.weights}: does not hold this run's student ({reason}); run `bnnconvert convert` again."
+            f"{run.weights}: does not hold this run's student ({first_line(error)}); run `bnnconvert convert` again."
         ) from error
 
 

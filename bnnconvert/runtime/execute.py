@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bnnconvert.artifact.schema import Array
-from bnnconvert.errors import ArtifactError, UsageError
+from bnnconvert.errors import ArtifactError, UsageError, first_line
 from bnnconvert.runtime import packed
 from bnnconvert.values.program import Argument, Batch, Constant, DType, Node, NonFinite, Program, Value, ValueSpec
 
@@ -145,8 +145,8 @@ class _Torch:
             with self.torch.no_grad():
                 result = self.function(**self._arguments(given, constants, batch))
         except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ArtifactError(f"{self.at}: torch does not run it with these arguments ({reason[:300]})") from error
+            reason = first_line(error)[:300]
+            raise ArtifactError(f"{self.at}: torch does not run it with these arguments ({reason})") from error
         results = tuple(result) if isinstance(result, list | tuple) else (result,)
         actual = [(str(r.dtype).removeprefix("torch."), tuple(r.shape)) for r in results]
         declared = [(spec.dtype, spec.sized(batch)) for spec in self.node.outputs]

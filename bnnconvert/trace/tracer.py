@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Tracer
 from torch.fx.proxy import TraceError
 
-from bnnconvert.errors import RefusalError, UsageError, VerificationError
+from bnnconvert.errors import RefusalError, UsageError, VerificationError, first_line
 from bnnconvert.graph import propagate_shapes
 from bnnconvert.trace.canonical import canonicalise
 
@@ -49,7 +49,7 @@ def run_example(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> object
             return module(*example_inputs)
     except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
         shapes = ", ".join(str(tuple(x.shape)) for x in example_inputs)
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UsageError(
             f"{type(module).__name__} does not accept an input of shape {shapes} ({reason}); "
             "give the right one with --input-shape."
@@ -58,7 +58,7 @@ def run_example(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> object
 
 def _blame(error: Exception) -> str:
     """User's file, line and expression at which tracing failed, and torch's reason."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     frames = [
         f
         for f in traceback.extract_tb(error.__traceback__)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bnnconvert.errors import ArtifactError, UsageError
+from bnnconvert.errors import ArtifactError, UsageError, first_line
 from bnnconvert.values.files import write_text
 
 SUFFIX = ".bnn"
@@ -92,9 +92,8 @@ class RunDirectory:
         try:
             return RunRecord.model_validate_json(self.file("run.json").read_bytes())
         except (OSError, ValidationError) as error:
-            reason = str(error).splitlines()[0]
             raise ArtifactError(
-                f"{self.path}: run.json cannot be read ({reason}); run `bnnconvert convert` again."
+                f"{self.path}: run.json cannot be read ({first_line(error)}); run `bnnconvert convert` again."
             ) from error
 
     def write(self, record: RunRecord) -> None:
