@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 from bnnconvert.errors import UsageError
 from bnnconvert.load.data import load_data
 from bnnconvert.load.user_code import is_factory
-from bnnconvert.values.data import Data, normalise
+from bnnconvert.values.data import Data
 from bnnconvert.values.plan import Plan
 from bnnconvert.values.recipe import Recipe
 from bnnconvert.values.run import DataRecord, RunDirectory
@@ -41,18 +41,13 @@ def probe_input(shape: Sequence[int], data: Data | None) -> tuple[Tensor]:
     if data is None:
         generator = torch.Generator().manual_seed(0)
         return (torch.randn(PROBE_SAMPLES, *shape[1:], generator=generator),)
-    count = min(PROBE_SAMPLES, len(data.train))
-    images, _ = data.train.batch(torch.linspace(0, len(data.train) - 1, count).long())
-    return (normalise(images, data.mean, data.std),)
+    return (data.inputs(data.train, data.train.spread(PROBE_SAMPLES)),)
 
 
 def calibration_batches(data: Data) -> Iterator[Tensor]:
     """Model inputs from training images spread evenly over the set, the same each time."""
-    count = min(CALIBRATION_SAMPLES, len(data.train))
-    spread = torch.linspace(0, len(data.train) - 1, count).long()
-    for indices in torch.split(spread, CALIBRATION_BATCH):
-        images, _ = data.train.batch(indices)
-        yield normalise(images, data.mean, data.std)
+    for indices in torch.split(data.train.spread(CALIBRATION_SAMPLES), CALIBRATION_BATCH):
+        yield data.inputs(data.train, indices)
 
 
 def outputs_of(model: nn.Module, probe: tuple[Tensor, ...]) -> int | None:

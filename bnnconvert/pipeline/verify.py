@@ -12,7 +12,7 @@ from bnnconvert.exporters.verify import verify as compare_with_student
 from bnnconvert.pipeline.convert import open_run
 from bnnconvert.pipeline.student import Student, evaluation_data
 from bnnconvert.runtime import Session
-from bnnconvert.values.data import Data, Samples, normalise
+from bnnconvert.values.data import Data
 from bnnconvert.values.report import GoldenReport, VerifyReport
 
 
@@ -58,13 +58,7 @@ def _comparison_inputs(
     if chosen is None:
         raise UsageError(f"{loaded.source}: has no test set; add test/ or val/, or give --split train.")
     count = min(samples or len(chosen), len(chosen))
-    return _batches(chosen, loaded, count, batch_size), count
-
-
-def _batches(samples: Samples, data: Data, count: int, size: int) -> Iterator[Tensor]:
-    for begin in range(0, count, size):
-        images, _ = samples.batch(torch.arange(begin, min(begin + size, count)))
-        yield normalise(images, data.mean, data.std)
+    return (loaded.inputs(chosen, indices) for indices in torch.split(torch.arange(count), batch_size)), count
 
 
 def _watched(batches: Iterable[Tensor], total: int, progress: Callable[[int, int], None] | None) -> Iterator[Tensor]:

@@ -43,6 +43,13 @@ class Samples(Dataset[Sample]):
         images, labels = zip(*self.__getitems__(indices.tolist()), strict=True)
         return torch.stack(images), torch.tensor(labels)
 
+    def spread(self, count: int) -> Tensor:
+        """At most `count` indices, evenly spread from the first sample to the last.
+
+        Shapes: (B,), int64.
+        """
+        return torch.linspace(0, len(self) - 1, min(count, len(self))).long()
+
 
 class Images(Samples):
     """Images in memory.
@@ -106,6 +113,14 @@ class Data:
     std: tuple[float, ...]
     source: str
     """What the user typed."""
+
+    def inputs(self, samples: Samples, indices: Tensor) -> Tensor:
+        """Model input of some samples.
+
+        Shapes: (B,) -> (B, C, H, W).
+        """
+        images, _ = samples.batch(indices)
+        return normalise(images, self.mean, self.std)
 
 
 def normalise(batch: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

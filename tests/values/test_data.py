@@ -106,6 +106,16 @@ def test_a_data_loader_batches_them() -> None:
     assert batches[0][0].dtype == torch.uint8
 
 
+@pytest.mark.parametrize(("size", "count", "chosen"), [(5, 3, [0, 2, 4]), (3, 8, [0, 1, 2]), (1, 8, [0])])
+def test_a_spread_reaches_from_the_first_to_the_last(size: int, count: int, chosen: list[int]) -> None:
+    assert images(range(size)).spread(count).tolist() == chosen
+
+
+def test_model_inputs_are_normalised() -> None:
+    part = images([0, 0, 51])
+    assert data(part).inputs(part, torch.tensor([2])).flatten().tolist() == pytest.approx([(2 / 255 - 0.5) / 0.5] * 4)
+
+
 def test_normalise_divides_bytes_by_255_and_then_standardises() -> None:
     batch = torch.tensor([0, 255, 51, 102], dtype=torch.uint8).view(1, 2, 1, 2)
     out = normalise(batch, (0.5, 0.25), (0.5, 2.0))
