@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from safetensors.torch import load_file
@@ -15,6 +16,7 @@ from bnnconvert.train import finetune as train_student
 from bnnconvert.values.data import Data, check_fits
 from bnnconvert.values.progress import Progress
 from bnnconvert.values.report import TrainReport
+from bnnconvert.values.run import RunDirectory, hold
 
 
 def finetune(
@@ -41,33 +43,40 @@ def finetune(
     check_fits(loaded, student.input_shape, outputs_of(student.teacher, probe_input(student.input_shape, None)))
     run = student.run
     main = int(os.environ.get("RANK", "0")) == 0
-    if run is not None:
-        if run.has_checkpoint and not (resume or restart):
-            raise UsageError(
-                f"{run.path}: holds a checkpoint; give --resume to go on with it, or --restart to begin anew."
-            )
-        if restart and main:
-            for name in ("checkpoint.pt", "best.safetensors", "metrics.jsonl"):
-                run.file(name).unlink(missing_ok=True)
-        if not resume:
-            student.model.load_state_dict(load_file(run.file("student.safetensors")))
-        if main:
-            run.write(run.read().model_copy(update={"data": data_record(loaded)}))
-    report = train_student(
-        student.model,
-        student.teacher,
-        loaded,
-        student.recipe.training,
-        folder=None if run is None else run.path,
-        resume=resume,
-        progress=progress,
-        **options,
-    )
-    student.data = data_record(loaded)
-    if run is not None and main:
-        metrics = {"held_out_accuracy": report.held_out_accuracy, "epochs": float(report.epochs)}
-        run.write(run.read().model_copy(update={"metrics": metrics}))
+    with hold(run.path) if run is not None and main else nullcontext():
+        if run is not None:
+            _prepare(run, student, loaded, resume=resume, restart=restart, main=main)
+        report = train_student(
+            student.model,
+            student.teacher,
+            loaded,
+            student.recipe.training,
+            folder=None if run is None else run.path,
+            resume=resume,
+            progress=progress,
+            **options,
+        )
+        student.data = data_record(loaded)
+        if run is not None and main:
+            metrics = {"held_out_accuracy": report.held_out_accuracy, "epochs": float(report.epochs)}
+            run.write(run.read().model_copy(update={"metrics": metrics}))
     return report
+
+
+def _prepare(run: RunDirectory, student: Student, data: Data, *, resume: bool, restart: bool, main: bool) -> None:
+    """Bring run and student to where the training begins: as converted, unless it is resumed.
+
+    Raises: UsageError where the caller must choose.
+    """
+    if run.has_checkpoint and not (resume or restart):
+        raise UsageError(f"{run.path}: holds a checkpoint; give --resume to go on with it, or --restart to begin anew.")
+    if restart and main:
+        for name in ("checkpoint.pt", "best.safetensors", "metrics.jsonl"):
+            run.file(name).unlink(missing_ok=True)
+    if not resume:
+        student.model.load_state_dict(load_file(run.file("student.safetensors")))
+    if main:
+        run.write(run.read().model_copy(update={"data": data_record(data)}))
 
 
 def _guess_is_wrong(student: Student, data: Data) -> bool:

@@ -5,25 +5,25 @@ checkpoint.pt        everything that the rest of the run depends on; written las
 best.safetensors     the student's state dict at its best held-out accuracy
 metrics.jsonl        one object per epoch
 tensorboard/         events, where tensorboard is installed
-.lock                held while a process writes here; a killed one lets go of it
 """
 
 import json
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from bnnconvert.errors import ArtifactError, UsageError
+from bnnconvert.errors import ArtifactError
 from bnnconvert.train.checkpoint import State, load_checkpoint, portable_state, save_checkpoint
 from bnnconvert.train.events import Events
 from bnnconvert.values.files import write_bytes, write_text
 from bnnconvert.values.progress import Progress
 from bnnconvert.values.report import EpochRecord, TrainReport
+from bnnconvert.values.run import hold
 
 
 class Recorder:
@@ -39,10 +39,10 @@ class Recorder:
         self.every_seconds, self.saved_at = every_seconds, time.monotonic()
         self.best_state: dict[str, Tensor] | None = None
         self.events: Events | None = None
-        self.lock: FileLock | None = None
+        self.held = ExitStack()
         if folder is not None and main:
             folder.mkdir(parents=True, exist_ok=True)
-            self.lock = _locked(folder)
+            self.held.enter_context(hold(folder))
             for stale in folder.glob(".checkpoint.pt.*.tmp"):
                 stale.unlink()  # a kill in the middle of a write left it
 
@@ -119,20 +119,10 @@ class Recorder:
         """Close what is open."""
         if self.events is not None:
             self.events.close()
-        if self.lock is not None:
-            self.lock.release()
+        self.held.close()
 
     def _write_metrics(self, state: State) -> None:
         """All lines anew: what was written after the checkpoint that a run goes on from is not repeated."""
         if self.folder is not None:
             lines = [json.dumps(asdict(record)) + "\n" for record in state.history]
             write_text(self.folder / "metrics.jsonl", "".join(lines))
-
-
-def _locked(folder: Path) -> FileLock:
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UsageError(f"{folder}: another process is fine-tuning this run; wait for it, or stop it.") from error
-    return lock

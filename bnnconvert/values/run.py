@@ -7,16 +7,18 @@ plan.json             decisions per layer
 student.safetensors   the student as converted
 best.safetensors      the student as fine-tuned
 checkpoint.pt, metrics.jsonl, tensorboard/
+.lock                 held by the process that changes the run; a killed one lets go of it
 """
 
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bnnconvert.errors import ArtifactError, UsageError, first_line
@@ -116,6 +118,20 @@ def find_run(path: Path | None, *, folder: Path) -> RunDirectory:
     return RunDirectory(max(runs, key=lambda p: ((p / "run.json").stat().st_mtime_ns, p.name)))
 
 
+def hold(folder: Path) -> AbstractContextManager[object]:
+    """Keep other processes from changing the run in `folder` until the context ends; contexts in one thread nest.
+
+    Raises: UsageError where another process holds it, or nothing may be written there.
+    """
+    try:
+        return FileLock(folder / ".lock", is_singleton=True).acquire(timeout=0)
+    except Timeout as error:
+        raise UsageError(f"{folder}: another process is fine-tuning this run; wait for it, or stop it.") from error
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise UsageError(f"{folder}: may not be written ({reason}); copy it to a folder of your own.") from error
+
+
 @contextmanager
 def new_run(path: Path, *, replace: bool) -> Iterator[RunDirectory]:
     """A new run, filled under a temporary name and moved to `path` when all is well; else nothing stays.
@@ -136,13 +152,14 @@ def new_run(path: Path, *, replace: bool) -> Iterator[RunDirectory]:
         raise UsageError(f"{path}: cannot be made ({error.strerror}); choose another place with --out.") from error
     try:
         temporary.chmod(0o755)
-        yield RunDirectory(temporary)
-        if path.exists():
-            old = temporary.with_name(temporary.name + ".old")
-            os.replace(path, old)
-            os.replace(temporary, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, path)
+        with hold(path) if path.exists() else nullcontext():
+            yield RunDirectory(temporary)
+            if path.exists():
+                old = temporary.with_name(temporary.name + ".old")
+                os.replace(path, old)
+                os.replace(temporary, path)
+                shutil.rmtree(old)
+            else:
+                os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

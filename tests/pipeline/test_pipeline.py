@@ -14,6 +14,7 @@ from bnnconvert.errors import ArtifactError, RefusalError, UsageError
 from bnnconvert.pipeline import convert_model, inspect, open_run
 from bnnconvert.values.data import Data, Images
 from bnnconvert.values.report import GoldenReport, VerifyReport
+from tests.locks import another_process_in
 from tests.networks import Residual, plain, randomise
 
 
@@ -123,6 +124,27 @@ def test_a_fine_tuned_run_is_not_thrown_away(model_file: Path) -> None:
     bnnconvert.finetune(student, data(), max_steps=1, batch_size=16, restart=True)
     convert_model("model.pt", "xnor", input_shape=(1, 3, 8, 8), replace=True)
     assert open_run().recipe.name == "xnor"
+
+
+def test_nothing_of_a_run_that_another_process_trains_is_lost(model_file: Path) -> None:
+    student = convert_model("model.pt", "xnor", input_shape=(1, 3, 8, 8))
+    bnnconvert.finetune(student, data(), max_steps=1, batch_size=16)
+    assert student.run is not None
+    before = contents(student.run.path)
+    with another_process_in(student.run.path):
+        with pytest.raises(UsageError, match="another process"):
+            bnnconvert.finetune(student, data(), max_steps=1, batch_size=16, restart=True)
+        with pytest.raises(UsageError, match="another process"):
+            convert_model("model.pt", "bwn", input_shape=(1, 3, 8, 8), replace=True)
+        assert contents(student.run.path) == before
+    assert sorted(path.name for path in model_file.parent.iterdir()) == ["model.bnn", "model.pt"]
+    convert_model("model.pt", "bwn", input_shape=(1, 3, 8, 8), replace=True)
+    assert open_run().recipe.name == "bwn"
+    assert sorted(path.name for path in model_file.parent.iterdir()) == ["model.bnn", "model.pt"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != ".lock"}
 
 
 def test_a_factory_alone_keeps_its_weights_in_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from bnnconvert.errors import ArtifactError, RefusalError, UsageError
 from bnnconvert.train.checkpoint import differences
 from bnnconvert.values.data import Images, Sample
 from bnnconvert.values.progress import Silent
+from tests.locks import another_process_in
 from tests.train.toys import STAGES, Stop, StopAt, make_data, make_student, run, same_weights
 
 ROOT = Path(__file__).parents[2]
@@ -111,14 +112,11 @@ def test_kill_9_at_any_moment_leaves_a_run_that_goes_on_exactly(tmp_path: Path) 
 
 
 def test_a_run_that_another_process_trains_is_left_alone(tmp_path: Path) -> None:
-    holds = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held'); input()"
-    command = [sys.executable, "-u", "-c", holds, str(tmp_path / ".lock")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(UsageError, match="another process is fine-tuning this run; wait for it, or stop it"):
-            run(tmp_path)
-        other.kill()
+    with (
+        another_process_in(tmp_path),
+        pytest.raises(UsageError, match="another process is fine-tuning this run; wait for it, or stop it"),
+    ):
+        run(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     run(tmp_path)  # a killed process lets go of it
 
