@@ -59,10 +59,9 @@ def test_recipe_goes_the_whole_way(name: str, network: str, tmp_path: Path) -> N
     binary = [m for m in student.model.modules() if isinstance(m, BinaryLayer)]
     assert binary
     before = {k: v.clone() for k, v in student.model.state_dict().items()}
-    report = bnnconvert.finetune(
-        student, data, epochs=2, batch_size=28, max_steps=2 * len(student.recipe.training.stages)
-    )
-    assert report.steps == 2 * len(student.recipe.training.stages)
+    stages = len(student.recipe.training.stages)
+    report = bnnconvert.finetune(student, data, epochs=stages, batch_size=28)  # two steps each
+    assert report.steps == 2 * stages
     moved = [k for k, v in student.model.state_dict().items() if not torch.equal(v, before[k])]
     assert any(k.endswith("weight") for k in moved)
     exported = bnnconvert.export(student, tmp_path / "m.packed.safetensors")
