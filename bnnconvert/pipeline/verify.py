@@ -58,7 +58,8 @@ def _comparison_inputs(
     if chosen is None:
         raise UsageError(f"{loaded.source}: has no test set; add test/ or val/, or give --split train.")
     count = min(samples or len(chosen), len(chosen))
-    return (loaded.inputs(chosen, indices) for indices in torch.split(torch.arange(count), batch_size)), count
+    starts = range(0, count, batch_size)
+    return (loaded.inputs(chosen, torch.arange(i, min(i + batch_size, count))) for i in starts), count
 
 
 def _watched(batches: Iterable[Tensor], total: int, progress: Callable[[int, int], None] | None) -> Iterator[Tensor]:

@@ -49,11 +49,11 @@ class Shell:
 
 
 def listing() -> dict[str, int]:
-    """Every file below the current folder with its size; caches of imported modules and what a lock leaves apart."""
+    """Every file below the current folder with its size; caches of imported modules apart."""
     return {
         str(path): path.stat().st_size if path.is_file() else -1
         for path in sorted(Path().rglob("*"))
-        if "__pycache__" not in path.parts and path.name != ".lock"
+        if "__pycache__" not in path.parts
     }
 
 
