@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from bnnconvert.errors import ArtifactError, UsageError, first_line
 from bnnconvert.values.files import write_text
 
-SUFFIX = ".bnn"
+SUFFIX, LOCK = ".bnn", ".lock"
 
 
 class DataRecord(BaseModel):
@@ -124,7 +124,7 @@ def hold(folder: Path) -> AbstractContextManager[object]:
     Raises: UsageError where another process holds it, or nothing may be written there.
     """
     try:
-        return FileLock(folder / ".lock", is_singleton=True).acquire(timeout=0)
+        return FileLock(folder / LOCK, is_singleton=True).acquire(timeout=0)
     except Timeout as error:
         raise UsageError(f"{folder}: another process is fine-tuning this run; wait for it, or stop it.") from error
     except OSError as error:
@@ -152,6 +152,7 @@ def new_run(path: Path, *, replace: bool) -> Iterator[RunDirectory]:
         raise UsageError(f"{path}: cannot be made ({error.strerror}); choose another place with --out.") from error
     try:
         temporary.chmod(0o755)
+        (temporary / LOCK).touch()  # so that a refused command leaves no file that was not there
         with hold(path) if path.exists() else nullcontext():
             yield RunDirectory(temporary)
             if path.exists():
