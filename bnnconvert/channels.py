@@ -3,10 +3,14 @@
 shift   y = x + b_c          g_x = g,   g_b = sum of g over all axes but c
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
+
+ROW = 256
+"""Values in a row of the product that sums channels."""
 
 
 def wide(values: Tensor, like: Tensor) -> Tensor:
@@ -20,9 +24,12 @@ def wide(values: Tensor, like: Tensor) -> Tensor:
 def channel_sums(x: Tensor) -> Tensor:
     """Sum over all axes but the channels'. Shapes: (N, C, ...) -> (C,)."""
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-        # A product with ones: up to three times faster on a CPU than torch.sum for few channels.
-        return rows.new_ones(1, len(rows)).matmul(rows)[0]
+        # A product with ones, on rows of several pixels where the channels are few: up to three times faster on a CPU
+        # than torch.sum.
+        channels, pixels = x.shape[1], x.shape[0] * x.shape[2] * x.shape[3]
+        fold = math.gcd(pixels, max(1, ROW // channels))
+        rows = x.permute(0, 2, 3, 1).reshape(-1, fold * channels)
+        return rows.new_ones(1, len(rows)).matmul(rows).view(fold, channels).sum(0)
     return x.sum([axis for axis in range(x.dim()) if axis != 1])
 
 

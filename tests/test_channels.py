@@ -6,6 +6,12 @@ import torch
 from bnnconvert.channels import channel_sums, shift, wide
 
 
+@pytest.mark.parametrize("shape", [(4, 16, 8, 8), (3, 24, 5, 7), (1, 300, 3, 3), (0, 16, 8, 8)])
+def test_sums_with_few_and_many_channels(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(channel_sums(x), x.sum((0, 2, 3)))
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_sums_and_shift_of_images(layout: torch.memory_format) -> None:
     torch.manual_seed(0)

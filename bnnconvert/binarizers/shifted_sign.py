@@ -27,7 +27,7 @@ class ShiftedSignInput(InputBinarizer):
         self.shift = nn.Parameter(torch.zeros(channels))
 
     def planes(self, x: Tensor) -> list[Plane]:
-        return [Plane(self.estimator(shift(x, self.shift)))]
+        return [Plane(self.estimator(x, self.shift))]
 
     def relaxed(self, x: Tensor) -> Tensor:
         return super().relaxed(shift(x, self.shift))

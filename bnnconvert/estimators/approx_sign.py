@@ -19,4 +19,4 @@ class ApproxSign(Estimator):
 
     def gradient(self, x: Tensor, grad: Tensor) -> Tensor:
         inside = x.abs().clamp_(max=1)
-        return torch.addcmul(grad, grad, inside, value=-1).mul_(2)
+        return torch.addcmul(grad, grad, inside, value=-1, out=inside).mul_(2)

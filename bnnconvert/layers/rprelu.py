@@ -50,8 +50,8 @@ class _Trained(torch.autograd.Function):
         t, slope = ctx.saved_tensors
         above = torch.ops.aten.threshold_backward(grad, t, 0.0)  # g 1{t > 0}
         below = grad - above
-        grad_x = torch.addcmul(above, below, wide(slope, t))
         total, passed = channel_sums(grad), channel_sums(above)
+        grad_x = torch.addcmul(above, below, wide(slope, t), out=above)
         grad_in = torch.addcmul(passed, slope, total - passed)
         grad_slope = channel_sums(below.mul_(t))
         return grad_x, grad_in, grad_slope, total

@@ -33,6 +33,24 @@ def test_sign_keeps_type_and_layout(layout: torch.memory_format) -> None:
     assert torch.equal(y, torch.where(x >= 0, 1.0, -1.0))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_a_shift_per_channel_is_an_addition_before_the_sign(name: str, layout: torch.memory_format) -> None:
+    estimator = ESTIMATORS[name]()
+    x = torch.randn(2, 3, 4, 4).contiguous(memory_format=layout).requires_grad_()
+    by = torch.randn(3, requires_grad=True)
+    with torch.no_grad():
+        x[0, :, 0, 0] = -by  # on the boundary, and one step to either side of it
+        x[0, :, 0, 1] = torch.nextafter(-by, torch.full((3,), -torch.inf))
+        x[0, :, 0, 2] = torch.nextafter(-by, torch.full((3,), torch.inf))
+    g = torch.randn(2, 3, 4, 4)
+    ours, theirs = estimator(x, by), estimator(x + by.view(-1, 1, 1))
+    assert torch.equal(ours, theirs)
+    assert ours.stride() == x.stride()
+    for a, b in zip(torch.autograd.grad(ours, (x, by), g), torch.autograd.grad(theirs, (x, by), g), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_gradient_scales_with_the_upstream_gradient(name: str) -> None:
     estimator = ESTIMATORS[name]()
