@@ -23,6 +23,7 @@ from bnnconvert.recipe import load_recipe, recipe_names
 from bnnconvert.report.table import Column, Table, number
 from bnnconvert.train import clip_latent
 from bnnconvert.train.layout import keep_gradient_layout, use_layout
+from bnnconvert.train.memory import keep_freed_memory
 from bnnconvert.train.objective import Objective
 from bnnconvert.train.optimizers import make_optimizer
 from bnnconvert.values.recipe import Loss, Recipe
@@ -111,6 +112,7 @@ def main(line: list[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(line)
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # as `bnnconvert finetune` does
     names = arguments.recipes.split(",")
     results = {
         name: summary(interleaved(steps_of(load_recipe(name), arguments.batch), arguments.rounds)) for name in names

@@ -56,7 +56,9 @@ def finetune(
     means, stds = options.numbers_of(mean, "--mean"), options.numbers_of(std, "--std")
     from bnnconvert import pipeline
     from bnnconvert.cli import render
+    from bnnconvert.train.memory import keep_freed_memory
 
+    keep_freed_memory()
     student = pipeline.open_run(run)
     if run is None and student.run is not None:
         render.note(f"Run: {student.run.path}")
