@@ -26,8 +26,8 @@ def channel_sums(x: Tensor) -> Tensor:
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
         # A product with ones, on rows of several pixels where the channels are few: up to three times faster on a CPU
         # than torch.sum.
-        channels, pixels = x.shape[1], x.shape[0] * x.shape[2] * x.shape[3]
-        fold = math.gcd(pixels, max(1, ROW // channels))
+        channels = x.shape[1]
+        fold = math.gcd(x.numel() // channels, max(1, ROW // channels))
         rows = x.permute(0, 2, 3, 1).reshape(-1, fold * channels)
         return rows.new_ones(1, len(rows)).matmul(rows).view(fold, channels).sum(0)
     return x.sum([axis for axis in range(x.dim()) if axis != 1])

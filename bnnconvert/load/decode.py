@@ -75,9 +75,8 @@ def decode_all(paths: Sequence[Path], shape: tuple[int, int, int]) -> Pixels:
         try:
             for _ in threads.map(fill, range(0, len(paths), _CHUNK)):
                 pass
-        except BaseException:
+        finally:
             threads.shutdown(wait=False, cancel_futures=True)
-            raise
     return images
 
 
