@@ -21,9 +21,12 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
     Whatever goes wrong inside, the temporary file is removed and `path` is as it was.
 
-    Raises: UsageError where the folder is missing, may not be written to or has no space left.
+    Raises: UsageError where the folder is missing, may not be written to or has no space left, or where `path` is a
+    device.
     """
     target = Path(path)
+    if target.exists() and not target.is_file() and not target.is_dir():
+        raise UsageError(f"{target}: is a device or pipe, which a file would replace; choose another name.")
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))

@@ -98,6 +98,15 @@ def test_a_folder_in_the_way_is_named(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_in_the_way_stays(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a")
+    with pytest.raises(UsageError, match="a: is a device or pipe"):
+        write_text(tmp_path / "a", "x")
+    assert (tmp_path / "a").is_fifo()
+    assert os.listdir(tmp_path) == ["a"]
+
+
 def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("")
     with pytest.raises(UsageError, match="is not a folder"):
