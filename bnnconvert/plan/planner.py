@@ -44,6 +44,7 @@ def _decide(rules: list[Rule], facts: LayerFacts) -> LayerPlan:
         weights=rule.weights,
         inputs=rule.inputs,
         padding=rule.padding,
+        staged=rule.staged,
     )
 
 

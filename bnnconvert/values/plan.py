@@ -65,6 +65,7 @@ class LayerPlan:
     weights: Named | None = None
     inputs: Named | None = None
     padding: Literal["zero", "one"] = "zero"
+    staged: bool = True
 
     @property
     def bytes(self) -> int:
