@@ -29,8 +29,6 @@ class BinaryLayer(nn.Module):
     input_binarizer: InputBinarizer | None
     weights_are_binary: bool = True
     inputs_are_binary: bool = True
-    is_staged: bool = True
-    """Whether a stage may switch the binary weights off."""
 
     @property
     def pads_ones(self) -> bool:

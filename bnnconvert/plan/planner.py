@@ -44,7 +44,6 @@ def _decide(rules: list[Rule], facts: LayerFacts) -> LayerPlan:
         weights=rule.weights,
         inputs=rule.inputs,
         padding=rule.padding,
-        staged=rule.staged,
     )
 
 

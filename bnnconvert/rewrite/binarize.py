@@ -8,7 +8,6 @@ from torch.fx import GraphModule
 
 from bnnconvert.binarizers import build_input_binarizer, build_weight_binarizer
 from bnnconvert.graph import module_of, set_module
-from bnnconvert.layers.base import BinaryLayer
 from bnnconvert.layers.conv2d import BinaryConv2d
 from bnnconvert.layers.linear import BinaryLinear
 from bnnconvert.rewrite.base import RETRAIN, Promise, Refusal, Rewrite, Site
@@ -39,11 +38,10 @@ class Binarize(Rewrite):
             None if layer.inputs is None else build_input_binarizer(layer.inputs, channels, where=f"{where}.inputs")
         )
         if isinstance(module, nn.Conv2d):
-            twin: BinaryLayer = BinaryConv2d.from_float(
+            twin: nn.Module = BinaryConv2d.from_float(
                 module, weight_binarizer=weights, input_binarizer=inputs, pad_bit=layer.padding
             )
         else:
             assert isinstance(module, nn.Linear)
             twin = BinaryLinear.from_float(module, weight_binarizer=weights, input_binarizer=inputs)
-        twin.is_staged = layer.staged
         set_module(graph, layer.facts.path, twin.train(module.training))

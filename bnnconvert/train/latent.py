@@ -17,7 +17,7 @@ def binary_layers(student: nn.Module) -> Iterator[tuple[str, BinaryLayer]]:
 def set_stage(student: nn.Module, *, weights: bool, inputs: bool) -> None:
     """Choose which operands are binary in every binary layer."""
     for _, layer in binary_layers(student):
-        layer.weights_are_binary, layer.inputs_are_binary = weights or not layer.is_staged, inputs
+        layer.weights_are_binary, layer.inputs_are_binary = weights, inputs
 
 
 def advance_estimators(student: nn.Module, progress: float) -> None:

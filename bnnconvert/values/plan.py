@@ -65,7 +65,6 @@ class LayerPlan:
     weights: Named | None = None
     inputs: Named | None = None
     padding: Literal["zero", "one"] = "zero"
-    staged: bool = True
 
     @property
     def bytes(self) -> int:

@@ -52,8 +52,6 @@ class Rule(Section):
     """The input binarizer; without one the layer is weight-only."""
     padding: Literal["zero", "one"] = "zero"
     """What a binary input is padded with."""
-    staged: bool = True
-    """Whether the stages say when the weights become binary; otherwise they are from the first step on."""
 
     @model_validator(mode="after")
     def _one_decision(self) -> "Rule":

@@ -11,8 +11,7 @@ from bnnconvert.errors import UsageError
 from bnnconvert.layers.base import BinaryLayer
 from bnnconvert.pipeline import check_recipe
 from bnnconvert.recipe import load_recipe, parse_recipe, recipe_names, recipe_text
-from bnnconvert.train import clip_latent, set_stage
-from bnnconvert.train.latent import binary_layers
+from bnnconvert.train import clip_latent
 from bnnconvert.values.data import Data, Images
 from bnnconvert.values.report import VerifyReport
 from tests.networks import Functional, Residual, plain, randomise
@@ -107,16 +106,6 @@ def test_bnn_has_a_weight_only_first_layer() -> None:
     first = plan.layer("conv1")
     assert first is not None
     assert first.decision == "weight-only"
-
-
-def test_in_bnn_the_weights_of_the_ends_wait_for_no_stage() -> None:
-    model = bnnconvert.convert(randomise(Residual()), "bnn").model
-    set_stage(model, weights=False, inputs=False)
-    binary = {path for path, layer in binary_layers(model) if layer.weights_are_binary}
-    assert binary == {"conv1", "fc"}
-    assert not any(layer.inputs_are_binary for _, layer in binary_layers(model))
-    set_stage(model, weights=True, inputs=True)
-    assert all(layer.weights_are_binary and layer.inputs_are_binary for _, layer in binary_layers(model))
 
 
 @pytest.mark.parametrize(
