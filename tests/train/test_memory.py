@@ -32,5 +32,6 @@ def test_a_later_step_asks_the_system_for_no_memory() -> None:
         return int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout)
 
     pages = 5 * 20 * 2**23 // 4096
-    assert faults("default") > pages / 2
-    assert faults("keep") < pages / 50
+    kept = faults("keep")
+    assert kept < pages / 50
+    assert faults("default") > 10 * kept + 100  # not all pages: the system may hand out larger ones
