@@ -25,7 +25,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     device.
     """
     target = Path(path)
-    if target.exists() and not target.is_file() and not target.is_dir():
+    # By functions that take what they may not look at for missing; opening the temporary file says why.
+    if os.path.exists(target) and not os.path.isfile(target) and not os.path.isdir(target):
         raise UsageError(f"{target}: is a device or pipe, which a file would replace; choose another name.")
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:

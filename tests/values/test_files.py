@@ -114,10 +114,12 @@ def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
+@pytest.mark.parametrize("mode", [0o500, 0o000])
+def test_a_folder_without_permission_is_named(tmp_path: Path, mode: int) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir(mode)
     with pytest.raises(UsageError, match="may not be written"):
-        write_text(tmp_path / "a", "x")
+        write_text(folder / "a", "x")
 
 
 def test_new_files_obey_the_umask(tmp_path: Path) -> None:
