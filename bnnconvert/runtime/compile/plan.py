@@ -1,0 +1,302 @@
+"""The plan that the native engine runs: images, and steps that read and write them. The layout is in `csrc/engine/read.cpp`.
+
+An image is a value with the channels last and a halo around it, which kernels read as padding. A step makes tiles of
+numbers from images and sends them through a chain of operations, some of which write images.
+"""
+
+import struct
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+
+from bnnconvert.artifact.schema import Array
+
+MAGIC = b"bnnplan1"
+LANES = 16
+
+
+class Kind(IntEnum):
+    """What an image holds."""
+
+    FLOATS = 0
+    BITS = 1
+    BYTES = 2
+
+
+class Code(IntEnum):
+    """Operations of a chain; what each does stands in `csrc/kernels/chain/chain.h`."""
+
+    LOAD = 0
+    ADD = 1
+    MULTIPLY = 2
+    MAXIMUM = 3
+    MINIMUM = 4
+    GAIN = 5
+    AFFINE = 6
+    CLAMP = 7
+    PRELU = 8
+    EXP = 9
+    SIGMOID = 10
+    TANH = 11
+    SILU = 12
+    HARDSIGMOID = 13
+    HARDSWISH = 14
+    GELU = 15
+    GELU_TANH = 16
+    ELU = 17
+    SOFTPLUS = 18
+    SQRT = 19
+    RECIPROCAL = 20
+    ABS = 21
+    SQUARE = 22
+    STORE = 23
+    ENCODE = 24
+    QUANTIZE = 25
+
+
+READS = (Code.LOAD, Code.ADD, Code.MULTIPLY, Code.MAXIMUM, Code.MINIMUM, Code.GAIN)
+WRITES = (Code.STORE, Code.ENCODE, Code.QUANTIZE)
+
+
+class StepKind(IntEnum):
+    """Kinds of steps."""
+
+    INPUT = 0
+    CONV = 1
+    WINDOW = 2
+    MAP = 3
+    SOFTMAX = 4
+    POOL_BITS = 5
+    COPY = 6
+    OUTPUT = 7
+
+
+class Dot(IntEnum):
+    """Operands of a convolution."""
+
+    BINARY = 0
+    FLOAT = 1
+    BYTES = 2
+
+
+class Reduce(IntEnum):
+    """What becomes of a window."""
+
+    MAX = 0
+    SUM = 1
+    WEIGHTED = 2
+
+
+@dataclass(eq=False)
+class Image:
+    """A value in memory. The halo grows with what its readers need, until the plan is written."""
+
+    kind: Kind
+    channels: int
+    height: int
+    width: int
+    planes: int = 1
+    halo: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
+    """Top, left, bottom, right."""
+    halo_of_ones: bool = False
+
+    def widen(self, *needed: int) -> None:
+        """Make the halo at least as wide as that. Units: pixels at top, left, bottom, right."""
+        self.halo = [max(a, b) for a, b in zip(self.halo, needed, strict=True)]
+
+
+@dataclass(eq=False)
+class Op:
+    """One operation of a chain."""
+
+    code: Code
+    image: Image | None = None
+    low: float = 0.0
+    high: float = 0.0
+    a: Array | None = None
+    b: Array | None = None
+    start: Array | None = None
+    levels: int = 0
+    channel: int = 0
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How windows lie over an image. Units: pixels, height before width."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    padding: tuple[int, int]
+    out: tuple[int, int]
+
+    def halo(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """What the windows read outside an image of that size."""
+        reach = [
+            (o - 1) * s - p + (k - 1) * d - (size - 1)
+            for o, s, p, k, d, size in zip(
+                self.out, self.stride, self.padding, self.kernel, self.dilation, (height, width), strict=True
+            )
+        ]
+        return self.padding[0], self.padding[1], max(0, reach[0]), max(0, reach[1])
+
+
+@dataclass(eq=False)
+class Step:
+    """One step; `source` says what fills its tiles."""
+
+    kind: StepKind
+    layer: str
+    input: Image | None = None
+    output: Image | None = None
+    channels: int = 0
+    geometry: Geometry | None = None
+    chain: list[Op] = field(default_factory=list)
+    dot: Dot = Dot.FLOAT
+    outputs: int = 0
+    groups: int = 1
+    weight_planes: int = 1
+    pads_zero: bool = True
+    signed: bool = False
+    reduce: Reduce = Reduce.MAX
+    divisor: int = 0
+    logarithm: bool = False
+    weights: Array | None = None
+    scale: Array | None = None
+    thresholds: Array | None = None
+    start: Array | None = None
+
+
+@dataclass
+class Plan:
+    """Steps in the order in which they run."""
+
+    steps: list[Step]
+
+    def images(self) -> list[Image]:
+        """Every image that a step reads or writes, in that order."""
+        seen: dict[Image, None] = {}
+        for step in self.steps:
+            for image in (step.input, step.output, *(op.image for op in step.chain)):
+                if image is not None:
+                    seen.setdefault(image)
+        return list(seen)
+
+    def to_bytes(self) -> bytes:
+        """The plan as the engine reads it."""
+        return _Writer().plan(self)
+
+
+def per_channel(values: Array) -> Array:
+    """Float values per channel, padded to whole blocks of channels. Shapes: (..., C) -> (..., 16 ceil(C / 16))."""
+    array = np.asarray(values, np.float32)
+    padding = [(0, 0)] * (array.ndim - 1) + [(0, -array.shape[-1] % LANES)]
+    return np.pad(array, padding)
+
+
+class _Writer:
+    """Words first, as tensors and names lie behind all of them; their places are filled in at the end."""
+
+    def __init__(self) -> None:
+        self.words: list[bytes] = []
+        self.blobs: dict[int, tuple[int, bytes]] = {}
+        self.size = 0
+
+    def plan(self, plan: Plan) -> bytes:
+        self.words.append(MAGIC)
+        images = plan.images()
+        self.numbers = {image: number for number, image in enumerate(images)}
+        self.integers(len(images))
+        for image in images:
+            self.integers(image.kind, image.channels, image.height, image.width, *image.halo, image.planes)
+            self.integers(image.halo_of_ones)
+        self.integers(len(plan.steps))
+        for step in plan.steps:
+            self.step(step)
+        begin = 8 * len(self.words)
+        for position, (offset, data) in self.blobs.items():
+            self.words[position] = struct.pack("<q", begin + offset if data else 0)
+        return b"".join(self.words) + b"".join(data + bytes(-len(data) % 8) for _, data in self.blobs.values())
+
+    def integers(self, *values: int) -> None:
+        self.words.extend(struct.pack("<q", int(value)) for value in values)
+
+    def reals(self, *values: float) -> None:
+        self.words.extend(struct.pack("<d", value) for value in values)
+
+    def blob(self, data: Array | bytes | None) -> None:
+        content = b"" if data is None else data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes()
+        self.blobs[len(self.words)] = self.size, content
+        self.integers(0, len(content))
+        self.size += len(content) + -len(content) % 8
+
+    def image(self, image: Image | None) -> None:
+        assert image is not None
+        self.integers(self.numbers[image])
+
+    def step(self, step: Step) -> None:
+        self.integers(step.kind)
+        self.blob(step.layer.encode())
+        match step.kind:
+            case StepKind.INPUT:
+                self.image(step.output)
+            case StepKind.OUTPUT | StepKind.MAP:
+                self.image(step.input)
+            case StepKind.CONV:
+                self.conv(step)
+            case StepKind.WINDOW:
+                self.image(step.input)
+                self.geometry(step)
+                self.integers(step.reduce, step.divisor)
+                self.blob(step.weights)
+            case StepKind.SOFTMAX:
+                self.image(step.input)
+                self.image(step.output)
+                self.integers(step.logarithm)
+            case StepKind.POOL_BITS:
+                self.image(step.input)
+                self.geometry(step)
+                self.image(step.output)
+                self.blob(step.weights)
+            case StepKind.COPY:
+                self.image(step.input)
+                self.image(step.output)
+        if step.kind in (StepKind.CONV, StepKind.WINDOW, StepKind.MAP):
+            self.integers(len(step.chain))
+            for op in step.chain:
+                self.op(op)
+
+    def geometry(self, step: Step) -> None:
+        g = step.geometry
+        assert g is not None
+        self.integers(*g.kernel, *g.stride, *g.dilation, *g.padding, *g.out)
+
+    def conv(self, step: Step) -> None:
+        self.integers(step.dot)
+        self.image(step.input)
+        self.geometry(step)
+        self.integers(step.outputs, step.groups, step.weight_planes, step.pads_zero, step.signed)
+        for tensor in (step.weights, step.scale, step.thresholds, step.start):
+            self.blob(tensor)
+        if step.thresholds is not None:
+            self.image(step.output)
+
+    def op(self, op: Op) -> None:
+        self.integers(op.code)
+        self.reals(op.low, op.high)
+        if op.code in READS:
+            self.image(op.image)
+        elif op.code == Code.AFFINE:
+            self.blob(op.a)
+            self.blob(op.b)
+        elif op.code == Code.PRELU:
+            self.blob(op.a)
+        elif op.code in WRITES:
+            self.image(op.image)
+            if op.code == Code.STORE:
+                self.integers(op.channel)
+            if op.code == Code.ENCODE:
+                self.integers(op.levels)
+                self.blob(op.a)
+                self.blob(op.start)

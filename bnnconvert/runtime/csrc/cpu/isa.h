@@ -1,0 +1,19 @@
+// Instruction sets that kernels are written for, and which of them this machine has.
+#pragma once
+
+#include <cstdint>
+
+namespace bnn {
+
+// In rising order of preference on one architecture. `portable` is the oracle.
+enum class Isa : uint8_t { portable, avx2, avx512, neon, neon_dot };
+
+const char* name_of(Isa isa);
+
+// Whether the processor and the operating system can run it.
+bool has(Isa isa);
+
+// The best one that the machine has and BNNCONVERT_ISA allows; the variable names the highest to use.
+Isa best_isa();
+
+}  // namespace bnn

@@ -1,0 +1,293 @@
+#include "engine/conv.h"
+
+#include <algorithm>
+#include <climits>
+#include <map>
+#include <utility>
+
+#include "engine/walk.h"
+
+namespace bnn {
+namespace {
+
+constexpr int kShortRun = 6;         // elements; below, the loop around a run costs more than copying it
+constexpr int kGatherElements = 512;  // of one window, so that those of a tile stay in the first-level cache
+
+int blocks_for(int outputs) { return (outputs + kLanes - 1) / kLanes; }
+
+// The set of taps that fall inside the image, as the first and the number behind the last, for each output position.
+std::pair<int, int> inside(int position, int stride, int padding, int dilation, int kernel, int size) {
+    int first = 0, last = kernel;
+    const int begin = position * stride - padding;
+    while (first < kernel && begin + first * dilation < 0) first++;
+    while (last > first && begin + (last - 1) * dilation >= size) last--;
+    return {first, last};
+}
+
+struct Classes {
+    std::vector<int32_t> of_position;
+    std::vector<std::pair<int, int>> taps;
+};
+
+Classes classes(int outputs, int stride, int padding, int dilation, int kernel, int size) {
+    Classes result;
+    std::map<std::pair<int, int>, int> known;
+    for (int position = 0; position < outputs; position++) {
+        const auto taps = inside(position, stride, padding, dilation, kernel, size);
+        const auto [found, is_new] = known.emplace(taps, static_cast<int>(result.taps.size()));
+        if (is_new) result.taps.push_back(taps);
+        result.of_position.push_back(found->second);
+    }
+    return result;
+}
+
+}  // namespace
+
+Conv::Conv(const ConvShape& shape, ConvWeights weights, Image input, std::vector<ChainOp> chain, const float* scale,
+           const Thresholds* thresholds, const Kernels& kernels)
+    : shape_(shape), weights_(std::move(weights)), input_(input), chain_(std::move(chain)), scale_(scale),
+      has_thresholds_(thresholds != nullptr), kernels_(kernels) {
+    if (thresholds) thresholds_ = *thresholds;
+    padded_outputs_ = blocks_for(shape.outputs) * kLanes;
+    make_runs();
+    make_constants();
+    const int blocks = blocks_for(shape.group_outputs());
+    for (const ConvTile& tile : kernels.conv) {
+        // Bits beyond the last block would be those of the next pixel.
+        const bool fits = !has_thresholds_ || blocks % tile.blocks == 0;
+        if (tile.dot == shape.dot && fits) fitting_.push_back(&tile);
+    }
+    use(*fitting_.front());
+}
+
+void Conv::make_runs() {
+    const int tap = shape_.tap_elements();
+    const bool row_is_run = shape_.dilation_w == 1 && tap == input_.column;
+    const int per_row = row_is_run ? 1 : shape_.kernel_w;
+    run_length_ = row_is_run ? tap * shape_.kernel_w : tap;
+    for (int y = 0; y < shape_.kernel_h; y++)
+        for (int x = 0; x < per_row; x++)
+            runs_.push_back(static_cast<int32_t>(y * shape_.dilation_h * input_.row +
+                                                 x * shape_.dilation_w * input_.column));
+    gathers_ = runs_.size() > 1 && run_length_ < kShortRun && shape_.elements() <= kGatherElements;
+}
+
+// What a mismatch count has to be compared with or subtracted from depends on the taps that fall outside the image.
+// Their bits are 0, so each set weight bit there counts as a mismatch that is none:
+//
+//     acc = K_inside - 2 (m - m_outside) = base - 2 m
+void Conv::make_constants() {
+    if (shape_.dot == Dot::float32) return;
+    const int tap = shape_.tap_elements();
+    const int taps = shape_.taps(), count = shape_.weight_planes * shape_.outputs;
+    if (shape_.dot == Dot::bytes) {
+        row_class_.assign(shape_.height, 0), column_class_.assign(shape_.width, 0);
+        base_ = Array<int32_t>(padded_outputs_);
+        for (int o = 0; o < shape_.outputs; o++) {
+            int sum = 0;
+            for (int k = 0; k < shape_.elements(); k++)
+                for (int shift = 0; shift < 32; shift += 8)
+                    sum += static_cast<int8_t>(weights_.elements[static_cast<size_t>(o) * shape_.elements() + k] >> shift);
+            base_[o] = -128 * sum;  // the input is stored with 128 added
+        }
+        return;
+    }
+    const ConvShape& s = shape_;
+    Classes rows = classes(s.height, s.stride_h, s.top, s.dilation_h, s.kernel_h, s.input_height);
+    Classes columns = classes(s.width, s.stride_w, s.left, s.dilation_w, s.kernel_w, s.input_width);
+    if (!s.pads_zero) {
+        rows = {std::vector<int32_t>(s.height, 0), {{0, s.kernel_h}}};
+        columns = {std::vector<int32_t>(s.width, 0), {{0, s.kernel_w}}};
+    }
+    row_class_ = rows.of_position, column_class_ = columns.of_position;
+    column_classes_ = static_cast<int>(columns.taps.size());
+    const int total = static_cast<int>(rows.taps.size()) * column_classes_;
+    base_ = Array<int32_t>(static_cast<size_t>(s.weight_planes) * total * padded_outputs_);
+    limits_ = Array<int32_t>(has_thresholds_ ? static_cast<size_t>(total) * padded_outputs_ : 0);
+    std::vector<int32_t> ones(taps);
+    for (int i = 0; i < count; i++) {
+        const int plane = i / s.outputs, o = i % s.outputs;
+        uint32_t* w = &weights_.elements[static_cast<size_t>(i) * s.elements()];
+        const bool flips = has_thresholds_ && thresholds_.start[o];
+        for (int t = 0; t < taps; t++) {
+            ones[t] = 0;
+            for (int k = 0; k < tap; k++) ones[t] += __builtin_popcount(w[t * tap + k]);
+        }
+        const int all = taps * s.group_channels();
+        for (int c = 0; c < total; c++) {
+            const auto [top, bottom] = rows.taps[c / column_classes_];
+            const auto [left, right] = columns.taps[c % column_classes_];
+            int base = 0;
+            for (int t = 0; t < taps; t++) {
+                const int y = t / s.kernel_w, x = t % s.kernel_w;
+                const bool is_inside = y >= top && y < bottom && x >= left && x < right;
+                base += is_inside ? s.group_channels() : 2 * ones[t];
+            }
+            const size_t place = (static_cast<size_t>(plane) * total + c) * padded_outputs_ + o;
+            base_[place] = base;
+            if (!has_thresholds_) continue;
+            // acc >= threshold where m <= limit; a falling bit is a rising one of the flipped filter, all - m.
+            const int64_t threshold = thresholds_.at[o];
+            const int64_t difference = base - threshold;
+            int64_t limit = difference >= 0 ? difference / 2 : -((1 - difference) / 2);
+            if (threshold == INT32_MAX || limit < -1) limit = -1;
+            if (limit > all) limit = all;
+            limits_[place] = static_cast<int32_t>(flips ? all - limit - 1 : limit);
+        }
+        if (!flips) continue;
+        for (int t = 0; t < taps; t++)
+            for (int k = 0; k < tap; k++) {
+                const int bits = s.group_channels() - 32 * k;
+                w[t * tap + k] ^= bits >= 32 ? ~0u : (1u << bits) - 1;
+            }
+    }
+    if (has_thresholds_)
+        for (int c = 0; c < total; c++)
+            for (int o = s.outputs; o < padded_outputs_; o++) limits_[static_cast<size_t>(c) * padded_outputs_ + o] = -1;
+}
+
+void Conv::use(const ConvTile& tile) {
+    tile_ = &tile;
+    const int blocks = blocks_for(shape_.group_outputs()), q = tile.blocks, elements = shape_.elements();
+    block_groups_ = (blocks + q - 1) / q;
+    const size_t filters = static_cast<size_t>(shape_.weight_planes) * shape_.groups;
+    packed_ = Array<uint32_t>(filters * block_groups_ * q * elements * kLanes);
+    for (size_t f = 0; f < filters; f++)
+        for (int o = 0; o < shape_.group_outputs(); o++) {
+            const uint32_t* from = &weights_.elements[(f * shape_.group_outputs() + o) * elements];
+            const int block = o / kLanes;
+            uint32_t* to = &packed_[(f * block_groups_ + block / q) * q * elements * kLanes + block % q * kLanes +
+                                    o % kLanes];
+            for (int k = 0; k < elements; k++) to[static_cast<size_t>(k) * q * kLanes] = from[k];
+        }
+}
+
+void Conv::run(int samples, Pool& pool) const {
+    const int64_t pixels = static_cast<int64_t>(samples) * shape_.height * shape_.width;
+    const int threads = is_parallel ? pool.threads() : 1;
+    const int64_t tiles = (pixels + tile_->pixels - 1) / tile_->pixels;
+    const bool splits_pixels = tiles >= 4 * threads || shape_.group_outputs() % kLanes != 0;
+    const int64_t work = splits_pixels ? tiles : block_groups_;
+    const int parts = static_cast<int>(std::min<int64_t>(threads == 1 ? 1 : 2 * threads, work));
+    pool.run(parts, [&](int part) {
+        const int64_t begin = work * part / parts, end = work * (part + 1) / parts;
+        if (splits_pixels)
+            run_part(begin * tile_->pixels, std::min(end * tile_->pixels, pixels), 0, block_groups_);
+        else
+            run_part(0, pixels, static_cast<int>(begin), static_cast<int>(end));
+    });
+}
+
+void Conv::run_part(int64_t begin, int64_t end, int first, int last) const {
+    if (shape_.groups > 1 && shape_.group_outputs() % kLanes != 0) return accumulate_rows(begin, end);
+    for (int group = 0; group < shape_.groups; group++)
+        for (int i = first; i < last; i++)
+            has_thresholds_ ? threshold(begin, end, group, i) : accumulate(begin, end, group, i);
+}
+
+namespace {
+
+// The pixels of one tile: where they are and where their windows begin. A short tile repeats its last pixel.
+struct TilePixels {
+    Place places[kMaxTilePixels];
+    const uint32_t* windows[kMaxTilePixels];
+    int count;
+};
+
+}  // namespace
+
+// Calls tile(pixels, window) for each tile of a range; defined here so that it can be inlined into its users.
+template <class F>
+static inline void for_tiles(const ConvShape& shape, const Image& input, int64_t offset, const std::vector<int32_t>& runs,
+                             int run_length, bool gathers, int tile_pixels, int64_t begin, int64_t end, F&& tile) {
+    alignas(64) uint32_t copies[kMaxTilePixels * kGatherElements];
+    const int32_t none = 0;
+    const int elements = shape.elements();
+    const Window window_runs = gathers ? Window{nullptr, &none, 1, elements}
+                                       : Window{nullptr, runs.data(), static_cast<int32_t>(runs.size()), run_length};
+    Walk walk(begin, shape.height, shape.width);
+    TilePixels pixels;
+    for (int64_t i = begin; i < end; i += tile_pixels) {
+        pixels.count = static_cast<int>(std::min<int64_t>(tile_pixels, end - i));
+        for (int p = 0; p < pixels.count; p++, walk.next()) {
+            const Place& place = walk.place();
+            pixels.places[p] = place;
+            const uint32_t* from = at(input, {place.sample, place.y * shape.stride_h - shape.top,
+                                              place.x * shape.stride_w - shape.left}) + offset;
+            if (gathers) {
+                uint32_t* copy = copies + p * elements;
+                for (int32_t run : runs)
+                    for (int k = 0; k < run_length; k++) *copy++ = from[run + k];
+                from = copies + p * elements;
+            }
+            pixels.windows[p] = from;
+        }
+        for (int p = pixels.count; p < tile_pixels; p++) pixels.windows[p] = pixels.windows[pixels.count - 1];
+        Window window = window_runs;
+        window.pixels = pixels.windows;
+        tile(pixels, window);
+    }
+}
+
+void Conv::threshold(int64_t begin, int64_t end, int group, int block_group) const {
+    const int P = tile_->pixels, Q = tile_->blocks, elements = shape_.elements();
+    const uint32_t* weights =
+        &packed_[(static_cast<size_t>(group) * block_groups_ + block_group) * Q * elements * kLanes];
+    const int first = group * shape_.group_outputs() / kLanes + block_group * Q;
+    const int32_t* table = limits_.data() + first * kLanes;
+    uint16_t unused[kMaxTileBlocks];
+    const int64_t offset = static_cast<int64_t>(group) * shape_.tap_elements();
+    for_tiles(shape_, input_, offset, runs_, run_length_, gathers_, P, begin, end,
+              [&](const TilePixels& pixels, const Window& window) {
+                  const int32_t* limits[kMaxTilePixels];
+                  uint16_t* bits[kMaxTilePixels];
+                  for (int p = 0; p < P; p++) {
+                      const Place& place = pixels.places[std::min(p, pixels.count - 1)];
+                      const int c = row_class_[place.y] * column_classes_ + column_class_[place.x];
+                      limits[p] = table + static_cast<size_t>(c) * padded_outputs_;
+                      bits[p] = p < pixels.count ? reinterpret_cast<uint16_t*>(at(thresholds_.image, place)) + first
+                                                 : unused;
+                  }
+                  tile_->threshold(window, weights, limits, bits);
+              });
+}
+
+void Conv::accumulate(int64_t begin, int64_t end, int group, int block_group) const {
+    const int P = tile_->pixels, Q = tile_->blocks, elements = shape_.elements();
+    const size_t filter = static_cast<size_t>(Q) * elements * kLanes;
+    const int group_blocks = blocks_for(shape_.group_outputs());
+    const int first = group * shape_.group_outputs() / kLanes + block_group * Q;
+    const int blocks = std::min(Q, group_blocks - block_group * Q);
+    alignas(64) float data[kMaxTilePixels * kMaxTileBlocks * kLanes];
+    alignas(64) int32_t counts[kMaxTilePixels * kMaxTileBlocks * kLanes];
+    for_tiles(shape_, input_, static_cast<int64_t>(group) * shape_.tap_elements(), runs_, run_length_, gathers_, P,
+              begin, end, [&](const TilePixels& pixels, const Window& window) {
+                  const Tile tile{data, pixels.places, pixels.count, Q, first, blocks};
+                  const auto weights = [&](int plane) {
+                      return &packed_[((static_cast<size_t>(plane) * shape_.groups + group) * block_groups_ +
+                                       block_group) * filter];
+                  };
+                  if (shape_.dot == Dot::float32) {
+                      tile_->accumulate(window, weights(0), data);
+                  } else {
+                      const int32_t* base[kMaxTilePixels];
+                      const int total = static_cast<int>(base_.size()) / padded_outputs_ / shape_.weight_planes;
+                      for (int m = 0; m < shape_.weight_planes; m++) {
+                          for (int p = 0; p < pixels.count; p++) {
+                              const Place& place = pixels.places[p];
+                              const int c = row_class_[place.y] * column_classes_ + column_class_[place.x];
+                              base[p] = base_.data() + (static_cast<size_t>(m) * total + c) * padded_outputs_;
+                          }
+                          tile_->accumulate(window, weights(m), counts);
+                          const float* scale = scale_ ? scale_ + static_cast<size_t>(m) * padded_outputs_ : nullptr;
+                          kernels_.chain.combine({counts, shape_.dot == Dot::binary ? -2 : 1, base, scale, m == 0},
+                                                 tile);
+                      }
+                  }
+                  kernels_.chain.run(chain_.data(), static_cast<int>(chain_.size()), tile);
+              });
+}
+
+void Conv::accumulate_rows(int64_t, int64_t) const {}
+
+}  // namespace bnn

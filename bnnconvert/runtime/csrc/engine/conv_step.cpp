@@ -1,0 +1,101 @@
+// Convolutions and linear layers as steps: weights from the plan's rows into elements, the tile by timing.
+#include <chrono>
+
+#include "engine/steps.h"
+
+namespace bnn {
+namespace {
+
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+bool bit_at(const uint8_t* row, int64_t i) { return row[i / 8] >> (i % 8) & 1; }
+
+uint32_t word_of(float x) {
+    uint32_t word;
+    std::memcpy(&word, &x, sizeof word);
+    return word;
+}
+
+// Rows in the order (kh, kw, c) to [plane][output][tap][element].
+ConvWeights elements_of(const StepSpec& step) {
+    const ConvShape& s = step.conv;
+    const int64_t rows = int64_t{s.weight_planes} * s.outputs, taps = s.taps(), channels = s.group_channels();
+    const int64_t row_bytes = step.weights.bytes / rows;
+    const bool is_signed = s.dot == Dot::float32 && row_bytes == (taps * channels + 7) / 8;
+    const int per_element = s.dot == Dot::binary ? 32 : s.dot == Dot::bytes ? 4 : 1;
+    ConvWeights weights{Array<uint32_t>(static_cast<size_t>(rows * s.elements()))};
+    uint32_t* to = weights.elements.data();
+    for (int64_t r = 0; r < rows; r++) {
+        const uint8_t* row = step.weights.data + r * row_bytes;
+        for (int64_t t = 0; t < taps; t++, to += s.tap_elements())
+            for (int64_t c = 0; c < channels; c++) {
+                const int64_t i = t * channels + c;
+                uint32_t& element = to[c / per_element];
+                if (s.dot == Dot::binary)
+                    element |= uint32_t{bit_at(row, i)} << c % 32;
+                else if (s.dot == Dot::bytes)
+                    element |= uint32_t{row[i]} << 8 * (c % 4);
+                else if (is_signed)
+                    element = word_of(bit_at(row, i) ? 1.0f : -1.0f);
+                else
+                    std::memcpy(&element, row + 4 * i, sizeof element);
+            }
+    }
+    return weights;
+}
+
+class ConvStep : public Step {
+  public:
+    ConvStep(const StepSpec& step, const Build& build) : conv_(make(step, build)), dot_(step.conv.dot) {}
+
+    const char* kernel() const override {
+        return dot_ == Dot::binary ? "binary" : dot_ == Dot::bytes ? "int8" : "float";
+    }
+    const char* tile() const override { return conv_.tile().name; }
+
+    void run(int samples, Pool& pool) override {
+        conv_.is_parallel = is_parallel;
+        conv_.run(samples, pool);
+    }
+
+    void tune(int samples, Pool& pool) override {
+        const ConvTile* best = nullptr;
+        double least = 0;
+        for (const ConvTile* tile : conv_.tiles()) {
+            conv_.use(*tile);
+            run(samples, pool);
+            double fastest = 0;
+            const double begin = now();
+            for (int i = 0; i < 20; i++) {
+                const double start = now();
+                run(samples, pool);
+                const double took = now() - start;
+                if (i == 0 || took < fastest) fastest = took;
+                if (now() - begin > 3e-4) break;
+            }
+            if (!best || fastest < least) best = tile, least = fastest;
+        }
+        conv_.use(*best);
+        seconds = least;
+    }
+
+  private:
+    static Conv make(const StepSpec& step, const Build& build) {
+        Thresholds thresholds{};
+        if (step.thresholds.bytes)
+            thresholds = {step.thresholds.as<int32_t>(), step.start.data, build.image(step.output)};
+        return Conv(step.conv, elements_of(step), build.image(step.input), make_chain(step, build),
+                    step.scale.as<float>(), step.thresholds.bytes ? &thresholds : nullptr, build.kernels);
+    }
+
+    Conv conv_;
+    Dot dot_;
+};
+
+}  // namespace
+
+std::unique_ptr<Step> make_conv(const StepSpec& step, const Build& build) {
+    return std::make_unique<ConvStep>(step, build);
+}
+
+}  // namespace bnn

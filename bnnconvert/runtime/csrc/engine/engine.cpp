@@ -1,0 +1,153 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <set>
+
+#include "engine/error.h"
+#include "engine/steps.h"
+
+namespace bnn {
+namespace {
+
+constexpr int64_t kChunkElements = 1 << 18;  // of all images: samples are run together while they fit the cache
+constexpr int kMaxChunk = 64;
+constexpr double kWorthThreads = 30e-6;  // seconds; waking a thread takes a few microseconds
+
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+bool same_layout(const ImageSpec& a, const ImageSpec& b) {
+    return a.kind == b.kind && a.channels == b.channels && a.height == b.height && a.width == b.width &&
+           a.top == b.top && a.left == b.left && a.bottom == b.bottom && a.right == b.right && a.planes == b.planes &&
+           a.halo_of_ones == b.halo_of_ones;
+}
+
+std::vector<int> images_of(const StepSpec& step) {
+    std::vector<int> images;
+    for (int image : {step.input, step.output})
+        if (image >= 0) images.push_back(image);
+    for (const ChainSpec& op : step.chain)
+        if (op.image >= 0) images.push_back(op.image);
+    return images;
+}
+
+// What padding reads: zeros, or all channels +1, or the byte that stands for zero.
+void fill_halo(const ImageSpec& spec, Array<uint32_t>& buffer) {
+    if (spec.kind == Kind::bytes) std::fill(buffer.data(), buffer.data() + buffer.size(), 0x80808080u);
+    if (!spec.halo_of_ones) return;
+    if (spec.kind == Kind::floats) return std::fill(buffer.data(), buffer.data() + buffer.size(), 0x3f800000u);
+    const int words = (spec.channels + 31) / 32;
+    const uint32_t last = spec.channels % 32 ? (1u << spec.channels % 32) - 1 : ~0u;
+    for (size_t i = 0; i < buffer.size(); i++) buffer[i] = static_cast<int>(i % words) == words - 1 ? last : ~0u;
+}
+
+}  // namespace
+
+void Step::tune(int samples, Pool& pool) {
+    run(samples, pool);
+    for (int i = 0; i < 3; i++) {
+        const double start = now();
+        run(samples, pool);
+        const double took = now() - start;
+        if (i == 0 || took < seconds) seconds = took;
+    }
+}
+
+Engine::Engine(const uint8_t* bytes, size_t size, int threads, Isa isa)
+    : pool_(threads), kernels_(kernels_of(isa)), bytes_(bytes, bytes + size) {
+    const Plan plan = read_plan(bytes_.data(), size);
+    plan_memory(plan);
+    build(plan);
+}
+
+// Images share a buffer where they have the same layout and are never in use at the same time. Of the same layout
+// only, as then the halo that was filled once stays as it is.
+void Engine::plan_memory(const Plan& plan) {
+    const size_t count = plan.images.size();
+    std::vector<int> last_use(count, -1), buffer_of(count, -1);
+    int64_t largest = 0;
+    for (size_t i = 0; i < plan.steps.size(); i++)
+        for (int image : images_of(plan.steps[i])) last_use[static_cast<size_t>(image)] = static_cast<int>(i);
+    for (const ImageSpec& spec : plan.images) largest = std::max(largest, spec.sample());
+    chunk_ = static_cast<int>(std::clamp<int64_t>(kChunkElements / std::max<int64_t>(largest, 1), 1, kMaxChunk));
+    std::vector<int> owner;  // image that is in a buffer
+    for (size_t i = 0; i < plan.steps.size(); i++)
+        for (int number : images_of(plan.steps[i])) {
+            const auto image = static_cast<size_t>(number);
+            if (buffer_of[image] >= 0) continue;
+            const ImageSpec& spec = plan.images[image];
+            for (size_t b = 0; b < owner.size() && buffer_of[image] < 0; b++) {
+                const auto other = static_cast<size_t>(owner[b]);
+                if (last_use[other] < static_cast<int>(i) && same_layout(plan.images[other], spec))
+                    buffer_of[image] = static_cast<int>(b), owner[b] = number;
+            }
+            if (buffer_of[image] >= 0) continue;
+            buffer_of[image] = static_cast<int>(owner.size());
+            owner.push_back(number);
+            buffers_.emplace_back(static_cast<size_t>(spec.sample() * chunk_));
+            fill_halo(spec, buffers_.back());
+        }
+    for (size_t i = 0; i < count; i++) {
+        const ImageSpec& spec = plan.images[i];
+        Image image{nullptr, spec.sample(), spec.row(), spec.pixel()};
+        if (buffer_of[i] >= 0)
+            image.data = buffers_[static_cast<size_t>(buffer_of[i])].data() + spec.top * spec.row() +
+                         spec.left * spec.pixel();
+        images_.push_back(image);
+    }
+}
+
+void Engine::build(const Plan& plan) {
+    const Build build{plan, images_, kernels_, edges_};
+    for (const StepSpec& spec : plan.steps) {
+        std::unique_ptr<Step> step;
+        switch (spec.kind) {
+            case StepKind::input:
+                step = make_input(spec, build, static_cast<int>(input_sizes_.size()));
+                input_sizes_.push_back(int64_t{spec.channels} * spec.height * spec.width);
+                break;
+            case StepKind::output:
+                step = make_output(spec, build, static_cast<int>(output_sizes_.size()));
+                output_sizes_.push_back(int64_t{spec.channels} * spec.height * spec.width);
+                break;
+            case StepKind::conv: step = make_conv(spec, build); break;
+            case StepKind::window: step = make_window(spec, build); break;
+            case StepKind::map: step = make_map(spec, build); break;
+            case StepKind::softmax: step = make_softmax(spec, build); break;
+            case StepKind::pool_bits: step = make_pool_bits(spec, build); break;
+            case StepKind::copy: step = make_copy(spec, build); break;
+        }
+        step->layer = spec.name;
+        const bool is_edge = spec.kind == StepKind::input || spec.kind == StepKind::output;
+        if (!is_edge) {
+            step->is_parallel = false;
+            step->tune(1, pool_);
+            step->is_parallel = step->seconds * chunk_ > kWorthThreads;
+        }
+        steps_.push_back(std::move(step));
+    }
+}
+
+int64_t Engine::memory() const {
+    int64_t bytes = 0;
+    for (const auto& buffer : buffers_) bytes += static_cast<int64_t>(buffer.size()) * 4;
+    return bytes;
+}
+
+void Engine::run(int64_t samples, const float* const* inputs, float* const* outputs) {
+    edges_ = {inputs, outputs, 0};
+    for (; edges_.first < samples; edges_.first += chunk_) {
+        const int count = static_cast<int>(std::min<int64_t>(chunk_, samples - edges_.first));
+        for (const auto& step : steps_) {
+            if (!profiles) {
+                step->run(count, pool_);
+                continue;
+            }
+            const double start = now();
+            step->run(count, pool_);
+            step->seconds = now() - start;
+        }
+    }
+}
+
+}  // namespace bnn

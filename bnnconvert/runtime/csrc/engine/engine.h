@@ -1,0 +1,61 @@
+// A plan made ready to run: memory planned, weights laid out, tiles chosen.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/plan.h"
+
+namespace bnn {
+
+class Step {
+  public:
+    virtual ~Step() = default;
+    virtual void run(int samples, Pool& pool) = 0;
+    virtual const char* kernel() const = 0;
+    virtual const char* tile() const { return ""; }
+    // Try the ways there are to do it and keep the fastest.
+    virtual void tune(int samples, Pool& pool);
+
+    std::string layer;
+    double seconds = 0;
+    bool is_parallel = true;
+};
+
+// Where the caller's numbers are during a run.
+struct Edges {
+    const float* const* inputs = nullptr;
+    float* const* outputs = nullptr;
+    int64_t first = 0;  // sample
+};
+
+class Engine {
+  public:
+    Engine(const uint8_t* plan, size_t size, int threads, Isa isa);
+
+    void run(int64_t samples, const float* const* inputs, float* const* outputs);
+
+    const std::vector<std::unique_ptr<Step>>& steps() const { return steps_; }
+    const std::vector<int64_t>& input_sizes() const { return input_sizes_; }
+    const std::vector<int64_t>& output_sizes() const { return output_sizes_; }
+    int64_t memory() const;
+
+    bool profiles = false;
+
+  private:
+    void plan_memory(const Plan& plan);
+    void build(const Plan& plan);
+
+    Pool pool_;
+    const Kernels& kernels_;
+    std::vector<uint8_t> bytes_;
+    std::vector<Array<uint32_t>> buffers_;
+    std::vector<Image> images_;
+    std::vector<std::unique_ptr<Step>> steps_;
+    std::vector<int64_t> input_sizes_, output_sizes_;
+    Edges edges_;
+    int chunk_ = 1;  // samples that are run at a time
+};
+
+}  // namespace bnn

@@ -1,0 +1,155 @@
+// Steps without a tile: the way in and out, softmax, pools of bits, copies into another order.
+#include <cstring>
+
+#include "engine/steps.h"
+#include "engine/walk.h"
+
+namespace bnn {
+namespace {
+
+float* floats(uint32_t* elements) { return reinterpret_cast<float*>(elements); }
+
+// Between the caller's order (channels, height, width) and ours (height, width, channels).
+class Edge : public Step {
+  public:
+    Edge(const StepSpec& step, const Build& build, int number, bool is_input)
+        : channels_(step.channels), height_(step.height), width_(step.width), number_(number), is_input_(is_input),
+          image_(build.image(is_input ? step.output : step.input)), edges_(build.edges) {}
+
+    const char* kernel() const override { return is_input_ ? "input" : "output"; }
+
+    void run(int samples, Pool&) override {
+        const int64_t plane = int64_t{height_} * width_, size = channels_ * plane;
+        for (int n = 0; n < samples; n++) {
+            const int64_t offset = (edges_.first + n) * size;
+            for (int y = 0; y < height_; y++)
+                for (int x = 0; x < width_; x++) {
+                    float* ours = floats(at(image_, {n, y, x}));
+                    const int64_t theirs = offset + int64_t{y} * width_ + x;
+                    for (int c = 0; c < channels_; c++)
+                        if (is_input_)
+                            ours[c] = edges_.inputs[number_][theirs + c * plane];
+                        else
+                            edges_.outputs[number_][theirs + c * plane] = ours[c];
+                }
+        }
+    }
+
+  private:
+    int channels_, height_, width_, number_;
+    bool is_input_;
+    Image image_;
+    const Edges& edges_;
+};
+
+class Softmax : public Step {
+  public:
+    Softmax(const StepSpec& step, const Build& build)
+        : channels_(step.channels), height_(step.height), width_(step.width), logarithm_(step.logarithm),
+          input_(build.image(step.input)), output_(build.image(step.output)), kernel_(build.kernels.softmax) {}
+
+    const char* kernel() const override { return "softmax"; }
+
+    void run(int samples, Pool&) override {
+        Walk walk(0, height_, width_);
+        for (int64_t i = 0; i < int64_t{samples} * height_ * width_; i++, walk.next()) {
+            float* to = floats(at(output_, walk.place()));
+            std::memcpy(to, at(input_, walk.place()), sizeof(float) * static_cast<size_t>(channels_));
+            kernel_(to, channels_, logarithm_);
+        }
+    }
+
+  private:
+    int channels_, height_, width_;
+    bool logarithm_;
+    Image input_, output_;
+    SoftmaxFn kernel_;
+};
+
+// The maximum of ±1 is an OR of bits. Where what follows falls, the order is turned: an AND.
+class PoolBits : public Step {
+  public:
+    PoolBits(const StepSpec& step, const Build& build)
+        : shape_(step.conv), words_(build.spec(step.input).pixel()), input_(build.image(step.input)),
+          output_(build.image(step.output)), falling_(step.weights.as<uint32_t>()) {}
+
+    const char* kernel() const override { return "pool bits"; }
+
+    void run(int samples, Pool&) override {
+        Walk walk(0, shape_.height, shape_.width);
+        for (int64_t i = 0; i < int64_t{samples} * shape_.height * shape_.width; i++, walk.next()) {
+            const Place& place = walk.place();
+            uint32_t* to = at(output_, place);
+            std::memset(to, 0, sizeof(uint32_t) * static_cast<size_t>(words_));
+            for (int a = 0; a < shape_.kernel_h; a++)
+                for (int b = 0; b < shape_.kernel_w; b++) {
+                    const int y = place.y * shape_.stride_h - shape_.top + a * shape_.dilation_h;
+                    const int x = place.x * shape_.stride_w - shape_.left + b * shape_.dilation_w;
+                    if (y < 0 || y >= shape_.input_height || x < 0 || x >= shape_.input_width) continue;
+                    const uint32_t* from = at(input_, {place.sample, y, x});
+                    for (int64_t k = 0; k < words_; k++) to[k] |= from[k] ^ falling_[k];
+                }
+            for (int64_t k = 0; k < words_; k++) to[k] ^= falling_[k];
+        }
+    }
+
+  private:
+    ConvShape shape_;
+    int64_t words_;
+    Image input_, output_;
+    const uint32_t* falling_;
+};
+
+// The same numbers in the model's order under another shape, such as a flatten in front of a linear layer.
+class Copy : public Step {
+  public:
+    Copy(const StepSpec& step, const Build& build)
+        : from_(build.spec(step.input)), to_(build.spec(step.output)), input_(build.image(step.input)),
+          output_(build.image(step.output)) {}
+
+    const char* kernel() const override { return "copy"; }
+
+    void run(int samples, Pool&) override {
+        for (int n = 0; n < samples; n++) {
+            int32_t c = 0;
+            Place place{n, 0, 0};
+            for (int k = 0; k < from_.channels; k++)
+                for (int y = 0; y < from_.height; y++)
+                    for (int x = 0; x < from_.width; x++) {
+                        at(output_, place)[c] = at(input_, {n, y, x})[k];
+                        if (++place.x < to_.width) continue;
+                        place.x = 0;
+                        if (++place.y < to_.height) continue;
+                        place.y = 0, c++;
+                    }
+        }
+    }
+
+  private:
+    ImageSpec from_, to_;
+    Image input_, output_;
+};
+
+}  // namespace
+
+std::unique_ptr<Step> make_input(const StepSpec& step, const Build& build, int number) {
+    return std::make_unique<Edge>(step, build, number, true);
+}
+
+std::unique_ptr<Step> make_output(const StepSpec& step, const Build& build, int number) {
+    return std::make_unique<Edge>(step, build, number, false);
+}
+
+std::unique_ptr<Step> make_softmax(const StepSpec& step, const Build& build) {
+    return std::make_unique<Softmax>(step, build);
+}
+
+std::unique_ptr<Step> make_pool_bits(const StepSpec& step, const Build& build) {
+    return std::make_unique<PoolBits>(step, build);
+}
+
+std::unique_ptr<Step> make_copy(const StepSpec& step, const Build& build) {
+    return std::make_unique<Copy>(step, build);
+}
+
+}  // namespace bnn

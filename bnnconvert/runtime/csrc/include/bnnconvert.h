@@ -1,0 +1,66 @@
+/* The native engine of bnnconvert: opens a compiled plan and runs it.
+ *
+ * All functions are safe to call from several threads on several engines. One engine runs one call at a time; a second
+ * one meanwhile gets BNN_BUSY. No function throws, and none but bnn_open and bnn_close allocates memory.
+ */
+#ifndef BNNCONVERT_H
+#define BNNCONVERT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct bnn_engine bnn_engine;
+
+typedef enum {
+    BNN_OK = 0,
+    BNN_BAD_PLAN = 1,  /* the bytes are no sound plan */
+    BNN_BAD_CALL = 2,  /* an argument makes no sense */
+    BNN_BUSY = 3,      /* the engine is running */
+    BNN_NO_MEMORY = 4
+} bnn_status;
+
+/* One sentence about the last call of this thread that did not return BNN_OK. */
+const char* bnn_error(void);
+
+/* The instruction sets of this build, best first for this machine: 0, 1, ... until NULL. */
+const char* bnn_isa(int number);
+
+/* Open a plan; its bytes are not needed afterwards. `isa` is a name from bnn_isa, or NULL for the best one, which the
+ * environment variable BNNCONVERT_ISA may lower. */
+bnn_status bnn_open(const void* plan, size_t size, int threads, const char* isa, bnn_engine** engine);
+bnn_status bnn_open_file(const char* path, int threads, const char* isa, bnn_engine** engine);
+void bnn_close(bnn_engine* engine);
+
+/* Inputs and outputs are float32 in the model's own order (samples, channels, height, width). */
+int bnn_inputs(const bnn_engine* engine);
+int bnn_outputs(const bnn_engine* engine);
+/* Elements of one sample. */
+int64_t bnn_input_size(const bnn_engine* engine, int number);
+int64_t bnn_output_size(const bnn_engine* engine, int number);
+
+bnn_status bnn_run(bnn_engine* engine, int64_t samples, const float* const* inputs, float* const* outputs);
+
+/* What the engine is made of: a step's layer, kernel and tile, and the time of its last run in seconds, which is
+ * measured only after bnn_profile(engine, 1). */
+typedef struct {
+    const char* layer;
+    const char* kernel;
+    const char* tile;
+    double seconds;
+} bnn_step;
+
+int bnn_steps(const bnn_engine* engine);
+bnn_step bnn_step_at(const bnn_engine* engine, int number);
+void bnn_profile(bnn_engine* engine, int on);
+/* Bytes of all values between the steps. */
+int64_t bnn_memory(const bnn_engine* engine);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

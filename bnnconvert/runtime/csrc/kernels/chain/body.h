@@ -1,0 +1,178 @@
+// The chain kernel, compiled once per instruction set.
+#pragma once
+
+#include <cmath>
+
+#include "kernels/chain/chain.h"
+#include "kernels/vector.h"
+
+namespace bnn {
+namespace {
+
+constexpr int kLanes = 16;
+
+BNN_INLINE float* vector(const Tile& tile, int p, int q) { return tile.data + kLanes * (p * tile.row + q); }
+
+template <class F>
+BNN_INLINE void each(const Tile& tile, F&& change) {
+    for (int p = 0; p < tile.pixels; p++)
+        for (int q = 0; q < tile.blocks; q++) {
+            float* v = vector(tile, p, q);
+            store(v, change(load(v)));
+        }
+}
+
+template <class F>
+BNN_INLINE void each_channel(const Tile& tile, F&& change) {
+    for (int q = 0; q < tile.blocks; q++)
+        for (int p = 0; p < tile.pixels; p++) {
+            float* v = vector(tile, p, q);
+            store(v, change(load(v), kLanes * (tile.first + q)));
+        }
+}
+
+template <class F>
+BNN_INLINE void with_image(const Tile& tile, const Image& image, F&& change) {
+    for (int p = 0; p < tile.pixels; p++) {
+        const uint32_t* x = at(image, tile.places[p]) + kLanes * tile.first;
+        for (int q = 0; q < tile.blocks; q++) {
+            float* v = vector(tile, p, q);
+            store(v, change(load(v), load(x + kLanes * q)));
+        }
+    }
+}
+
+BNN_INLINE int lanes_left(const Tile& tile, const ChainOp& op, int q) {
+    return op.channels - kLanes * (tile.first + q);
+}
+
+void store_image(const Tile& tile, const ChainOp& op) {
+    for (int p = 0; p < tile.pixels; p++) {
+        uint32_t* to = at(op.image, tile.places[p]) + kLanes * tile.first;
+        for (int q = 0; q < tile.blocks; q++) {
+            const int lanes = lanes_left(tile, op, q);
+            if (lanes > 0) store_first(to + kLanes * q, load(vector(tile, p, q)), lanes);
+        }
+    }
+}
+
+void encode(const Tile& tile, const ChainOp& op) {
+    const int blocks = (op.channels + kLanes - 1) / kLanes, words = (op.channels + 31) / 32;
+    for (int plane = 0; plane < op.planes; plane++)
+        for (int q = 0; q < tile.blocks; q++) {
+            const int lanes = lanes_left(tile, op, q), block = tile.first + q;
+            if (lanes <= 0) break;
+            const auto real = static_cast<uint16_t>(lanes >= kLanes ? 0xffff : (1u << lanes) - 1);
+            const float* row = op.a + kLanes * (static_cast<int64_t>(plane) * op.levels * blocks + block);
+            const uint16_t start = op.start[plane * blocks + block];
+            const bool last_is_half = block + 1 == blocks && blocks % 2;
+            for (int p = 0; p < tile.pixels; p++) {
+                const Floats v = load(vector(tile, p, q));
+                uint16_t bits = start;
+                for (int level = 0; level < op.levels; level++)
+                    bits ^= mask_of(v >= load(row + static_cast<int64_t>(level) * blocks * kLanes));
+                uint32_t* to = at(op.image, tile.places[p]) + static_cast<int64_t>(plane) * words;
+                uint16_t* halves = reinterpret_cast<uint16_t*>(to) + block;
+                halves[0] = bits & real;
+                if (last_is_half) halves[1] = 0;
+            }
+        }
+}
+
+void quantize(const Tile& tile, const ChainOp& op) {
+    for (int p = 0; p < tile.pixels; p++) {
+        uint8_t* to = reinterpret_cast<uint8_t*>(at(op.image, tile.places[p])) + kLanes * tile.first;
+        for (int q = 0; q < tile.blocks; q++) {
+            int lanes = lanes_left(tile, op, q);
+            if (lanes <= 0) break;
+            const Floats v = max(min(load(vector(tile, p, q)) * op.low, all(127.0f)), all(-127.0f));
+            const Floats rounded = (v + 12582912.0f) - 12582912.0f;
+            const Ints bytes = __builtin_convertvector(rounded, Ints) + 128;
+            if (lanes > kLanes) lanes = kLanes;
+            for (int i = 0; i < lanes; i++) to[kLanes * q + i] = static_cast<uint8_t>(bytes[i]);
+            for (int i = lanes; i % 4; i++) to[kLanes * q + i] = 128;
+        }
+    }
+}
+
+void run_one(const ChainOp& op, const Tile& tile) {
+    const Floats low = all(op.low), high = all(op.high);
+    switch (op.code) {
+        case ChainCode::load: return with_image(tile, op.image, [](Floats, Floats x) { return x; });
+        case ChainCode::add: return with_image(tile, op.image, [=](Floats v, Floats x) { return v + low * x; });
+        case ChainCode::multiply: return with_image(tile, op.image, [](Floats v, Floats x) { return v * x; });
+        case ChainCode::maximum: return with_image(tile, op.image, [](Floats v, Floats x) { return max(v, x); });
+        case ChainCode::minimum: return with_image(tile, op.image, [](Floats v, Floats x) { return min(v, x); });
+        case ChainCode::gain:
+            for (int p = 0; p < tile.pixels; p++) {
+                float gain;
+                std::memcpy(&gain, at(op.image, tile.places[p]), sizeof gain);
+                for (int q = 0; q < tile.blocks; q++) store(vector(tile, p, q), load(vector(tile, p, q)) * gain);
+            }
+            return;
+        case ChainCode::affine:
+            return each_channel(tile, [&](Floats v, int c) { return v * load(op.a + c) + load(op.b + c); });
+        case ChainCode::clamp:
+            // In this order and with these comparisons a NaN stays a NaN.
+            return each(tile, [=](Floats v) {
+                v = v < low ? low : v;
+                return v > high ? high : v;
+            });
+        case ChainCode::prelu:
+            return each_channel(tile, [&](Floats v, int c) { return v < 0.0f ? v * load(op.a + c) : v; });
+        case ChainCode::exp: return each(tile, [](Floats v) { return exp(v); });
+        case ChainCode::sigmoid: return each(tile, [](Floats v) { return sigmoid(v); });
+        case ChainCode::tanh: return each(tile, [](Floats v) { return tanh(v); });
+        case ChainCode::silu: return each(tile, [](Floats v) { return v * sigmoid(v); });
+        case ChainCode::hardsigmoid:
+            return each(tile, [](Floats v) { return max(min(v + 3.0f, all(6.0f)), all(0.0f)) / 6.0f; });
+        case ChainCode::hardswish:
+            return each(tile, [](Floats v) { return v * max(min(v + 3.0f, all(6.0f)), all(0.0f)) / 6.0f; });
+        case ChainCode::gelu:
+            return each(tile, [](Floats v) { return 0.5f * v * (1.0f + erf(v * 0.70710678f)); });
+        case ChainCode::gelu_tanh:
+            return each(tile, [](Floats v) {
+                return 0.5f * v * (1.0f + tanh(0.79788456f * (v + 0.044715f * v * v * v)));
+            });
+        case ChainCode::elu: return each(tile, [=](Floats v) { return v < 0.0f ? low * (exp(v) - 1.0f) : v; });
+        case ChainCode::softplus:
+            return each(tile, [](Floats v) {
+                Floats y{};
+                for (int i = 0; i < kLanes; i++) y[i] = v[i] > 20.0f ? v[i] : std::log1p(std::exp(v[i]));
+                return y;
+            });
+        case ChainCode::sqrt:
+            return each(tile, [](Floats v) {
+                Floats y{};
+                for (int i = 0; i < kLanes; i++) y[i] = std::sqrt(v[i]);
+                return y;
+            });
+        case ChainCode::reciprocal: return each(tile, [](Floats v) { return 1.0f / v; });
+        case ChainCode::abs: return each(tile, [](Floats v) { return floats_of(bits_of(v) & 0x7fffffff); });
+        case ChainCode::square: return each(tile, [](Floats v) { return v * v; });
+        case ChainCode::store: return store_image(tile, op);
+        case ChainCode::encode: return encode(tile, op);
+        case ChainCode::quantize: return quantize(tile, op);
+    }
+}
+
+void run_chain(const ChainOp* ops, int count, const Tile& tile) {
+    for (int i = 0; i < count; i++) run_one(ops[i], tile);
+}
+
+void combine(const Plane& plane, const Tile& tile) {
+    for (int p = 0; p < tile.pixels; p++)
+        for (int q = 0; q < tile.blocks; q++) {
+            const int c = kLanes * (tile.first + q);
+            Ints counts, base;
+            std::memcpy(&counts, plane.counts + kLanes * (p * tile.row + q), sizeof counts);
+            std::memcpy(&base, plane.base[p] + c, sizeof base);
+            Floats v = __builtin_convertvector(base + plane.factor * counts, Floats);
+            if (plane.scale) v = v * load(plane.scale + c);
+            float* to = vector(tile, p, q);
+            store(to, plane.is_first ? v : load(to) + v);
+        }
+}
+
+}  // namespace
+}  // namespace bnn

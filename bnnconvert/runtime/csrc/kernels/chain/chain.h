@@ -1,0 +1,102 @@
+// What happens to a tile of numbers between the operator that made it and the images it ends up in.
+//
+// A tile is [pixels][blocks][16 channels] floats. A chain is a list of operations on it: batch norm, residual addition,
+// activation, and on the way the stores, as floats, as bits for the next binary layer, as bytes for the next int8 one.
+// Each runs over the whole tile while it is in the first-level cache, so any chain costs one pass over memory.
+#pragma once
+
+#include <cstdint>
+
+namespace bnn {
+
+// A value in memory: channels last, in units of 4 bytes. Steps of 0 repeat a value over an axis.
+struct Image {
+    uint32_t* data;  // of sample 0, row 0, column 0, channel 0; a halo may lie around it
+    int64_t sample, row, column;
+};
+
+struct Place {
+    int32_t sample, y, x;
+};
+
+inline uint32_t* at(const Image& image, const Place& place) {
+    return image.data + place.sample * image.sample + place.y * image.row + place.x * image.column;
+}
+
+enum class ChainCode : uint8_t {
+    load,       // v = image
+    add,        // v = v + low * image
+    multiply,   // v = v * image
+    maximum,    // v = max(v, image)
+    minimum,    // v = min(v, image)
+    gain,       // v = v * image, one number per pixel
+    affine,     // v = v * a[c] + b[c]
+    clamp,      // v = min(max(v, low), high)
+    prelu,      // v = v < 0 ? v * a[c] : v
+    exp,        // v = e^v
+    sigmoid,    // v = 1 / (1 + e^-v)
+    tanh,
+    silu,       // v = v * sigmoid(v)
+    hardsigmoid,
+    hardswish,
+    gelu,       // v * Phi(v)
+    gelu_tanh,
+    elu,        // v < 0 ? low * (e^v - 1) : v
+    softplus,
+    sqrt,
+    reciprocal,
+    abs,
+    square,
+    store,      // image = v
+    encode,     // bits of image: start xor parity of the number of thresholds a[plane][level][c] <= v
+    quantize,   // bytes of image: round(v * low) + 128, at most 255, at least 1
+};
+
+constexpr int kChainCodes = static_cast<int>(ChainCode::quantize) + 1;
+
+struct ChainOp {
+    ChainCode code;
+    int32_t channels;       // of the image that is written, or of the thresholds
+    int32_t planes, levels;  // encode
+    const float* a;         // per channel, padded to whole blocks: [blocks][16]
+    const float* b;
+    const uint16_t* start;  // encode: [planes][blocks]
+    float low, high;
+    Image image;
+};
+
+struct Tile {
+    float* data;          // [pixels][row][16], of which the first `blocks` of a row are in use
+    const Place* places;  // of the pixels
+    int pixels, row;
+    int first, blocks;    // the channels begin at block `first`
+};
+
+// Runs the operations in order.
+using ChainFn = void (*)(const ChainOp* ops, int count, const Tile& tile);
+
+// Accumulators from counts, which are laid out as the tile is; plane after plane is added up.
+struct Plane {
+    const int32_t* counts;
+    int32_t factor;              // -2 for mismatches, 1 for products of bytes
+    const int32_t* const* base;  // per pixel, then per channel
+    const float* scale;          // per channel; null for 1
+    bool is_first;
+};
+
+// acc = base + factor * counts,   v = (is_first ? 0 : v) + acc * scale
+using CombineFn = void (*)(const Plane& plane, const Tile& tile);
+
+struct ChainKernel {
+    ChainFn run;
+    CombineFn combine;
+};
+
+extern const ChainKernel kChainPortable;
+#if defined(__x86_64__)
+extern const ChainKernel kChainAvx2, kChainAvx512;
+#elif defined(__aarch64__)
+extern const ChainKernel kChainNeon;
+#endif
+
+}  // namespace bnn

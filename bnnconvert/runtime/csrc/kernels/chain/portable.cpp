@@ -1,0 +1,5 @@
+#include "kernels/chain/body.h"
+
+namespace bnn {
+const ChainKernel kChainPortable = {run_chain, combine};
+}  // namespace bnn

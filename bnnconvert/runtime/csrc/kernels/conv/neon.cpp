@@ -1,0 +1,13 @@
+#include "cpu/isa.h"
+
+namespace bnn {
+namespace {
+constexpr Isa kIsa = Isa::neon;
+}
+}  // namespace bnn
+
+#include "kernels/conv/neon_tiles.h"
+
+namespace bnn {
+const ConvTile kConvNeon[] = {BNN_NEON_TILES};
+}  // namespace bnn

@@ -1,0 +1,13 @@
+#include "cpu/isa.h"
+
+namespace bnn {
+namespace {
+constexpr Isa kIsa = Isa::neon_dot;
+}
+}  // namespace bnn
+
+#include "kernels/conv/neon_tiles.h"
+
+namespace bnn {
+const ConvTile kConvNeonDot[] = {BNN_NEON_TILES};
+}  // namespace bnn

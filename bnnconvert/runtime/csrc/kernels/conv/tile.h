@@ -1,0 +1,90 @@
+// The loops of a tile, included by one file per instruction set. What an instruction set brings is a class D:
+//
+//     Sum, Weights                   accumulators and weights of 16 lanes
+//     zero() -> Sum
+//     load(w) -> Weights
+//     add(sum, x, weights)           sum += dot(*x, weights)
+//     kSteps, settle(sum)            settle after at most kSteps additions; 0 where there is nothing to settle
+//     store(sum, out)                16 numbers
+//     at_most(sum, limits) -> bits   binary only
+//
+// Everything is in an anonymous namespace: a template compiled with wide instructions must not be the one that the
+// linker keeps for other files.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/conv/conv.h"
+
+#define BNN_INLINE inline __attribute__((always_inline))
+
+namespace bnn {
+namespace {
+
+template <class D, int P, int Q>
+BNN_INLINE void multiply(const Window& window, const uint32_t* w, typename D::Sum (&sum)[P][Q]) {
+    for (int p = 0; p < P; p++)
+        for (int q = 0; q < Q; q++) sum[p][q] = D::zero();
+    for (int r = 0; r < window.run_count; r++) {
+        const uint32_t* x[P];
+        for (int p = 0; p < P; p++) x[p] = window.pixels[p] + window.runs[r];
+        for (int begin = 0; begin < window.run_length;) {
+            int end = window.run_length;
+            if (D::kSteps && end - begin > D::kSteps) end = begin + D::kSteps;
+            for (int k = begin; k < end; k++, w += kLanes * Q) {
+                typename D::Weights weights[Q];
+                for (int q = 0; q < Q; q++) weights[q] = D::load(w + kLanes * q);
+                for (int p = 0; p < P; p++)
+                    for (int q = 0; q < Q; q++) D::add(sum[p][q], x[p] + k, weights[q]);
+            }
+            if (D::kSteps)
+                for (int p = 0; p < P; p++)
+                    for (int q = 0; q < Q; q++) D::settle(sum[p][q]);
+            begin = end;
+        }
+    }
+}
+
+template <class D, int P, int Q>
+void accumulate(const Window& window, const uint32_t* w, void* out) {
+    typename D::Sum sum[P][Q];
+    multiply<D, P, Q>(window, w, sum);
+    for (int p = 0; p < P; p++)
+        for (int q = 0; q < Q; q++) D::store(sum[p][q], static_cast<uint32_t*>(out) + kLanes * (p * Q + q));
+}
+
+template <class D, int P, int Q>
+void threshold(const Window& window, const uint32_t* w, const int32_t* const* limits, uint16_t* const* bits) {
+    typename D::Sum sum[P][Q];
+    multiply<D, P, Q>(window, w, sum);
+    for (int p = 0; p < P; p++)
+        for (int q = 0; q < Q; q++) bits[p][q] = D::at_most(sum[p][q], limits[p] + kLanes * q);
+}
+
+template <class D, int P, int Q>
+constexpr ConvTile binary_tile(Isa isa, const char* name) {
+    return {Dot::binary, isa, name, P, Q, accumulate<D, P, Q>, threshold<D, P, Q>};
+}
+
+template <class D, int P, int Q>
+constexpr ConvTile float_tile(Isa isa, const char* name) {
+    return {Dot::float32, isa, name, P, Q, accumulate<D, P, Q>, nullptr};
+}
+
+// One float times 16 weights, as vectors of the compiler: it splits them into what the machine has.
+struct FloatDot {
+    typedef float Sum __attribute__((vector_size(64)));
+    typedef float Weights __attribute__((vector_size(64)));
+    typedef float Unaligned __attribute__((vector_size(64), aligned(4)));
+    static constexpr int kSteps = 0;
+    static BNN_INLINE Sum zero() { return Sum{}; }
+    static BNN_INLINE Weights load(const uint32_t* w) { return *reinterpret_cast<const Weights*>(w); }
+    static BNN_INLINE void add(Sum& sum, const uint32_t* x, const Weights& w) {
+        sum += *reinterpret_cast<const float*>(x) * w;
+    }
+    static BNN_INLINE void settle(Sum&) {}
+    static BNN_INLINE void store(const Sum& sum, void* out) { *static_cast<Unaligned*>(out) = sum; }
+};
+
+}  // namespace
+}  // namespace bnn

@@ -1,0 +1,17 @@
+// Every tile there is: one array per file, best guess first.
+#pragma once
+
+#include "kernels/conv/conv.h"
+
+namespace bnn {
+
+extern const ConvTile kConvPortable[3];
+#if defined(__x86_64__)
+extern const ConvTile kConvAvx2[8];
+extern const ConvTile kConvAvx512[16];
+#elif defined(__aarch64__)
+extern const ConvTile kConvNeon[8];
+extern const ConvTile kConvNeonDot[8];
+#endif
+
+}  // namespace bnn

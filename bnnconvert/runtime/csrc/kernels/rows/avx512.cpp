@@ -1,0 +1,5 @@
+#include "kernels/rows/body.h"
+
+namespace bnn {
+const SoftmaxFn kSoftmaxAvx512 = softmax;
+}  // namespace bnn

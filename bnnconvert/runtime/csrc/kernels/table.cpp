@@ -1,0 +1,36 @@
+#include "kernels/table.h"
+
+#include "kernels/conv/tiles.h"
+
+namespace bnn {
+namespace {
+
+template <int N>
+constexpr Span<ConvTile> span(const ConvTile (&tiles)[N]) {
+    return {tiles, N};
+}
+
+}  // namespace
+
+Span<Kernels> all_kernels() {
+    static const Kernels rows[] = {
+        {Isa::portable, span(kConvPortable), kChainPortable, kWindowPortable, kSoftmaxPortable},
+#if defined(__x86_64__)
+        {Isa::avx2, span(kConvAvx2), kChainAvx2, kWindowAvx2, kSoftmaxAvx2},
+        {Isa::avx512, span(kConvAvx512), kChainAvx512, kWindowAvx512, kSoftmaxAvx512},
+#elif defined(__aarch64__)
+        {Isa::neon, span(kConvNeon), kChainNeon, kWindowNeon, kSoftmaxNeon},
+        {Isa::neon_dot, span(kConvNeonDot), kChainNeon, kWindowNeon, kSoftmaxNeon},
+#endif
+    };
+    return {rows, sizeof rows / sizeof *rows};
+}
+
+const Kernels& kernels_of(Isa isa) {
+    const Span<Kernels> rows = all_kernels();
+    for (const Kernels& row : rows)
+        if (row.isa == isa) return row;
+    return rows.data[0];
+}
+
+}  // namespace bnn

@@ -1,0 +1,34 @@
+// The kernels of each instruction set: one row each, for selection, tests and benchmarks.
+#pragma once
+
+#include "cpu/isa.h"
+#include "kernels/chain/chain.h"
+#include "kernels/conv/conv.h"
+#include "kernels/rows/rows.h"
+#include "kernels/window/window.h"
+
+namespace bnn {
+
+template <class T>
+struct Span {
+    const T* data;
+    int size;
+    const T* begin() const { return data; }
+    const T* end() const { return data + size; }
+};
+
+struct Kernels {
+    Isa isa;
+    Span<ConvTile> conv;
+    ChainKernel chain;
+    WindowFn window;
+    SoftmaxFn softmax;
+};
+
+// Of every instruction set that this library was built for, whether the machine has it or not.
+Span<Kernels> all_kernels();
+
+// Of one that the machine has.
+const Kernels& kernels_of(Isa isa);
+
+}  // namespace bnn

@@ -1,0 +1,120 @@
+// Sixteen floats as a vector of the compiler, split into the registers that the machine has.
+//
+// Included by files that are compiled once per instruction set, so everything is in an anonymous namespace.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#define BNN_INLINE inline __attribute__((always_inline))
+
+namespace bnn {
+namespace {
+
+typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+
+BNN_INLINE Floats load(const void* from) {
+    Floats v;
+    __builtin_memcpy(&v, from, sizeof v);
+    return v;
+}
+
+BNN_INLINE void store(void* to, const Floats& v) { __builtin_memcpy(to, &v, sizeof v); }
+
+BNN_INLINE void store_first(void* to, const Floats& v, int lanes) {
+    if (lanes >= 16)
+        store(to, v);
+    else
+        std::memcpy(to, &v, 4 * static_cast<size_t>(lanes));
+}
+
+BNN_INLINE Floats all(float x) { return Floats{} + x; }
+
+BNN_INLINE Ints bits_of(const Floats& v) {
+    Ints i;
+    __builtin_memcpy(&i, &v, sizeof v);
+    return i;
+}
+
+BNN_INLINE Floats floats_of(const Ints& i) {
+    Floats v;
+    __builtin_memcpy(&v, &i, sizeof v);
+    return v;
+}
+
+BNN_INLINE Floats max(const Floats& a, const Floats& b) { return a > b ? a : b; }
+BNN_INLINE Floats min(const Floats& a, const Floats& b) { return a < b ? a : b; }
+
+// Bit i is set where lane i of a comparison holds.
+BNN_INLINE uint16_t mask_of(const Ints& holds) {
+#if defined(__AVX512F__)
+    return _mm512_movepi32_mask(reinterpret_cast<const __m512i&>(holds));
+#elif defined(__AVX2__)
+    const __m256* half = reinterpret_cast<const __m256*>(&holds);
+    return static_cast<uint16_t>(_mm256_movemask_ps(half[0]) | _mm256_movemask_ps(half[1]) << 8);
+#elif defined(__aarch64__)
+    const uint32x4_t place = {1, 2, 4, 8};
+    const uint32x4_t* part = reinterpret_cast<const uint32x4_t*>(&holds);
+    unsigned mask = 0;
+    for (int i = 0; i < 4; i++) mask |= vaddvq_u32(vandq_u32(part[i], place)) << 4 * i;
+    return static_cast<uint16_t>(mask);
+#else
+    unsigned mask = 0;
+    for (int i = 0; i < 16; i++) mask |= (holds[i] & 1u) << i;
+    return static_cast<uint16_t>(mask);
+#endif
+}
+
+// e^v to about two units in the last place; 0 below -87.3, infinity above 88.7.
+BNN_INLINE Floats exp(const Floats& v) {
+    const Floats x = max(min(v, all(89.0f)), all(-104.0f));
+    const Floats magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+    const Floats n = (x * 1.44269504f + magic) - magic;
+    const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    Floats p = all(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    // In two factors, so that results near the ends of the range are right.
+    const Ints k = __builtin_convertvector(n, Ints), half = k >> 1;
+    const Floats y = p * floats_of((half + 127) << 23) * floats_of((k - half + 127) << 23);
+    return v == v ? y : v;
+}
+
+BNN_INLINE Floats sigmoid(const Floats& v) { return 1.0f / (1.0f + exp(-v)); }
+
+BNN_INLINE Floats tanh(const Floats& v) {
+    const Floats magnitude = floats_of(bits_of(v) & 0x7fffffff);
+    const Floats e = exp(-2.0f * magnitude);
+    const Floats large = (1.0f - e) / (1.0f + e);
+    const Floats square = v * v;  // the quotient loses digits near zero
+    const Floats small = magnitude * (1.0f + square * (-0.333332f + square * (0.133314f - square * 0.0535f)));
+    const Floats y = magnitude < all(0.1f) ? small : large;
+    return floats_of(bits_of(y) | (bits_of(v) & INT32_MIN));
+}
+
+// Abramowitz and Stegun 7.1.26, absolute error below 1.5e-7.
+BNN_INLINE Floats erf(const Floats& v) {
+    const Floats x = floats_of(bits_of(v) & 0x7fffffff);
+    const Floats t = 1.0f / (1.0f + 0.3275911f * x);
+    Floats p = all(1.061405429f);
+    p = p * t - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = p * t + 0.254829592f;
+    const Floats y = 1.0f - p * t * exp(-x * x);
+    return floats_of(bits_of(y) | (bits_of(v) & INT32_MIN));
+}
+
+}  // namespace
+}  // namespace bnn
