@@ -24,7 +24,8 @@ def encode(c: Compiler, node: Node, shape: tuple[int, ...]) -> Made:
     starts = np.broadcast_to(start, (planes, x.channels))
     step = x.step
     is_accumulator = thresholds.dtype == np.int32 and step is not None and step.dot == Dot.BINARY and not step.chain
-    if is_accumulator and (planes, levels) == (1, 1) and not c.is_used_later(x) and c.top[step] is x:
+    fills_blocks = step is not None and (step.groups == 1 or step.outputs // step.groups % 16 == 0)
+    if is_accumulator and fills_blocks and (planes, levels) == (1, 1) and not c.is_used_later(x) and c.top[step] is x:
         step.thresholds, step.start, step.output = rows[0, :, 0].copy(), starts[0].astype(np.uint8), bits
         return made
     if step is None or c.top[step] is not x:
@@ -44,9 +45,9 @@ def binary_conv2d(c: Compiler, node: Node, shape: tuple[int, ...]) -> Made:
     bits = c.value(a["bits"]).image
     weight = c.tensor(a["weight"])
     assert bits is not None and weight is not None
-    channels, groups, zero = int(a["in_channels"]), int(a["groups"]), a["pad_bit"] == "zero"
-    if groups > 1 and channels // groups % 32:
-        raise NotNative("the channels of a group do not fill whole words")
+    channels, groups, zero = int(number(a["in_channels"])), int(number(a["groups"])), a["pad_bit"] == "zero"
+    if groups > 1 and channels // groups % 32 and math.prod(pair(a["kernel"])) * -(-channels // groups // 32) > 512:
+        raise NotNative("the windows of a group are too large")
     lay = geometry(node, pair(a["kernel"]), (bits.height, bits.width))
     _pad(bits, lay, ones=not zero)
     return _binary(c, shape, bits, weight, lay, groups=groups, pads_zero=zero)
@@ -111,8 +112,6 @@ def conv2d(c: Compiler, node: Node, shape: tuple[int, ...]) -> Made:
         rows = weight.reshape(outputs, -1).T
         step = Step(StepKind.WINDOW, c.layer, input=image, geometry=lay, channels=outputs, reduce=Reduce.WEIGHTED, weights=per_channel(rows))
     else:
-        if groups > 1 and outputs // groups % 16:
-            raise NotNative("the outputs of a group do not fill whole blocks")
         _pad(image, lay, ones=False)
         rows = np.ascontiguousarray(weight.transpose(0, 2, 3, 1), np.float32)
         step = Step(StepKind.CONV, c.layer, input=image, geometry=lay, outputs=outputs, channels=outputs, groups=groups, weights=rows)
@@ -145,8 +144,8 @@ def signed_conv2d(c: Compiler, node: Node, shape: tuple[int, ...]) -> Made:
     planes, outputs, _ = weight.shape
     groups = int(a["groups"])
     lay = geometry(node, pair(a["kernel"]), x.size)
-    if planes > 1 or (groups > 1 and outputs // groups % 16):
-        raise NotNative("several weight planes or small groups with float input")
+    if planes > 1:
+        raise NotNative("several weight planes with float input")
     image, made = c.stored(x), Made(shape)
     _pad(image, lay, ones=a["pad_bit"] == "one")
     c.start(

@@ -62,14 +62,19 @@ Conv::Conv(const ConvShape& shape, ConvWeights weights, Image input, std::vector
 
 void Conv::make_runs() {
     const int tap = shape_.tap_elements();
-    const bool row_is_run = shape_.dilation_w == 1 && tap == input_.column;
+    extracts_ = shape_.groups > 1 && shape_.dot == Dot::binary && shape_.group_channels() % 32 != 0;
+    const bool row_is_run = shape_.dilation_w == 1 && tap == input_.column && !extracts_;
     const int per_row = row_is_run ? 1 : shape_.kernel_w;
     run_length_ = row_is_run ? tap * shape_.kernel_w : tap;
     for (int y = 0; y < shape_.kernel_h; y++)
         for (int x = 0; x < per_row; x++)
             runs_.push_back(static_cast<int32_t>(y * shape_.dilation_h * input_.row +
                                                  x * shape_.dilation_w * input_.column));
-    gathers_ = runs_.size() > 1 && run_length_ < kShortRun && shape_.elements() <= kGatherElements;
+    gathers_ = extracts_ || (runs_.size() > 1 && run_length_ < kShortRun && shape_.elements() <= kGatherElements &&
+                             shape_.input_planes == 1);
+    plane_words_ = shape_.dot == Dot::binary ? (shape_.channels + 31) / 32 : 0;
+    makes_rows_ = shape_.groups > 1 &&
+                  (shape_.group_outputs() % kLanes != 0 || (extracts_ && shape_.input_planes > 1));
 }
 
 // What a mismatch count has to be compared with or subtracted from depends on the taps that fall outside the image.
@@ -162,24 +167,29 @@ void Conv::use(const ConvTile& tile) {
         }
 }
 
-void Conv::run(int samples, Pool& pool) const {
+void Conv::run(int samples, Pool& pool) {
     const int64_t pixels = static_cast<int64_t>(samples) * shape_.height * shape_.width;
     const int threads = is_parallel ? pool.threads() : 1;
     const int64_t tiles = (pixels + tile_->pixels - 1) / tile_->pixels;
-    const bool splits_pixels = tiles >= 4 * threads || shape_.group_outputs() % kLanes != 0;
+    const bool splits_pixels = tiles >= 4 * threads || makes_rows_;
     const int64_t work = splits_pixels ? tiles : block_groups_;
     const int parts = static_cast<int>(std::min<int64_t>(threads == 1 ? 1 : 2 * threads, work));
+    const size_t room = static_cast<size_t>(2 * tile_->pixels) * padded_outputs_;
+    if (makes_rows_ && scratch_.size() < room * 2 * pool.threads())
+        scratch_ = Array<uint32_t>(room * 2 * pool.threads());  // once, when the tile is chosen
     pool.run(parts, [&](int part) {
         const int64_t begin = work * part / parts, end = work * (part + 1) / parts;
-        if (splits_pixels)
-            run_part(begin * tile_->pixels, std::min(end * tile_->pixels, pixels), 0, block_groups_);
+        const int64_t first = begin * tile_->pixels, last = std::min(end * tile_->pixels, pixels);
+        if (makes_rows_)
+            accumulate_rows(first, last, &scratch_[room * part]);
+        else if (splits_pixels)
+            run_part(first, last, 0, block_groups_);
         else
             run_part(0, pixels, static_cast<int>(begin), static_cast<int>(end));
     });
 }
 
 void Conv::run_part(int64_t begin, int64_t end, int first, int last) const {
-    if (shape_.groups > 1 && shape_.group_outputs() % kLanes != 0) return accumulate_rows(begin, end);
     for (int group = 0; group < shape_.groups; group++)
         for (int i = first; i < last; i++)
             has_thresholds_ ? threshold(begin, end, group, i) : accumulate(begin, end, group, i);
@@ -194,100 +204,153 @@ struct TilePixels {
     int count;
 };
 
-}  // namespace
-
-// Calls tile(pixels, window) for each tile of a range; defined here so that it can be inlined into its users.
-template <class F>
-static inline void for_tiles(const ConvShape& shape, const Image& input, int64_t offset, const std::vector<int32_t>& runs,
-                             int run_length, bool gathers, int tile_pixels, int64_t begin, int64_t end, F&& tile) {
-    alignas(64) uint32_t copies[kMaxTilePixels * kGatherElements];
-    const int32_t none = 0;
-    const int elements = shape.elements();
-    const Window window_runs = gathers ? Window{nullptr, &none, 1, elements}
-                                       : Window{nullptr, runs.data(), static_cast<int32_t>(runs.size()), run_length};
-    Walk walk(begin, shape.height, shape.width);
-    TilePixels pixels;
-    for (int64_t i = begin; i < end; i += tile_pixels) {
-        pixels.count = static_cast<int>(std::min<int64_t>(tile_pixels, end - i));
-        for (int p = 0; p < pixels.count; p++, walk.next()) {
-            const Place& place = walk.place();
-            pixels.places[p] = place;
-            const uint32_t* from = at(input, {place.sample, place.y * shape.stride_h - shape.top,
-                                              place.x * shape.stride_w - shape.left}) + offset;
-            if (gathers) {
-                uint32_t* copy = copies + p * elements;
-                for (int32_t run : runs)
-                    for (int k = 0; k < run_length; k++) *copy++ = from[run + k];
-                from = copies + p * elements;
-            }
-            pixels.windows[p] = from;
-        }
-        for (int p = pixels.count; p < tile_pixels; p++) pixels.windows[p] = pixels.windows[pixels.count - 1];
-        Window window = window_runs;
-        window.pixels = pixels.windows;
-        tile(pixels, window);
+// Bits [first, first + count) of a row of words, moved to the front; the rest of the last word is 0.
+void extract_bits(const uint32_t* from, int first, int count, uint32_t* to) {
+    for (int done = 0; done < count; done += 32, first += 32) {
+        const int shift = first % 32, left = count - done;
+        uint32_t word = from[first / 32] >> shift;
+        if (shift && left > 32 - shift) word |= from[first / 32 + 1] << (32 - shift);
+        *to++ = left >= 32 ? word : word & ((1u << left) - 1);
     }
 }
 
+}  // namespace
+
+// Where one plane of one group is read from.
+struct Conv::Source {
+    int group, plane;
+};
+
+// Calls use(pixels, window) for each tile of a range.
+template <class F>
+void Conv::for_tiles(const Source& source, int64_t begin, int64_t end, F&& use) const {
+    const int P = tile_->pixels, elements = shape_.elements(), tap = shape_.tap_elements();
+    alignas(64) uint32_t copies[kMaxTilePixels * kGatherElements];
+    const int32_t none = 0;
+    Window window{nullptr, runs_.data(), static_cast<int32_t>(runs_.size()), run_length_};
+    if (gathers_) window = {nullptr, &none, 1, elements};
+    const int64_t offset = int64_t{source.plane} * plane_words_ + (extracts_ ? 0 : int64_t{source.group} * tap);
+    Walk walk(begin, shape_.height, shape_.width);
+    TilePixels pixels;
+    for (int64_t i = begin; i < end; i += P) {
+        pixels.count = static_cast<int>(std::min<int64_t>(P, end - i));
+        for (int p = 0; p < pixels.count; p++, walk.next()) {
+            const Place& place = walk.place();
+            pixels.places[p] = place;
+            const uint32_t* from = at(input_, {place.sample, place.y * shape_.stride_h - shape_.top,
+                                              place.x * shape_.stride_w - shape_.left}) + offset;
+            if (gathers_) {
+                uint32_t* copy = copies + p * elements;
+                pixels.windows[p] = copy;
+                for (int32_t run : runs_) {
+                    if (extracts_)
+                        extract_bits(from + run, source.group * shape_.group_channels(), shape_.group_channels(), copy);
+                    else
+                        for (int k = 0; k < run_length_; k++) copy[k] = from[run + k];
+                    copy += run_length_;
+                }
+            } else {
+                pixels.windows[p] = from;
+            }
+        }
+        for (int p = pixels.count; p < P; p++) pixels.windows[p] = pixels.windows[pixels.count - 1];
+        window.pixels = pixels.windows;
+        use(pixels, window);
+    }
+}
+
+const uint32_t* Conv::weights_of(int plane, int group, int block_group) const {
+    const size_t row = static_cast<size_t>(plane) * shape_.groups + group;
+    return &packed_[(row * block_groups_ + block_group) * tile_->blocks * shape_.elements() * kLanes];
+}
+
+int Conv::class_of(const Place& place) const {
+    return row_class_[place.y] * column_classes_ + column_class_[place.x];
+}
+
 void Conv::threshold(int64_t begin, int64_t end, int group, int block_group) const {
-    const int P = tile_->pixels, Q = tile_->blocks, elements = shape_.elements();
-    const uint32_t* weights =
-        &packed_[(static_cast<size_t>(group) * block_groups_ + block_group) * Q * elements * kLanes];
-    const int first = group * shape_.group_outputs() / kLanes + block_group * Q;
+    const int P = tile_->pixels;
+    const uint32_t* weights = weights_of(0, group, block_group);
+    const int first = group * shape_.group_outputs() / kLanes + block_group * tile_->blocks;
     const int32_t* table = limits_.data() + first * kLanes;
     uint16_t unused[kMaxTileBlocks];
-    const int64_t offset = static_cast<int64_t>(group) * shape_.tap_elements();
-    for_tiles(shape_, input_, offset, runs_, run_length_, gathers_, P, begin, end,
-              [&](const TilePixels& pixels, const Window& window) {
-                  const int32_t* limits[kMaxTilePixels];
-                  uint16_t* bits[kMaxTilePixels];
-                  for (int p = 0; p < P; p++) {
-                      const Place& place = pixels.places[std::min(p, pixels.count - 1)];
-                      const int c = row_class_[place.y] * column_classes_ + column_class_[place.x];
-                      limits[p] = table + static_cast<size_t>(c) * padded_outputs_;
-                      bits[p] = p < pixels.count ? reinterpret_cast<uint16_t*>(at(thresholds_.image, place)) + first
-                                                 : unused;
-                  }
-                  tile_->threshold(window, weights, limits, bits);
-              });
+    for_tiles({group, 0}, begin, end, [&](const TilePixels& pixels, const Window& window) {
+        const int32_t* limits[kMaxTilePixels];
+        uint16_t* bits[kMaxTilePixels];
+        for (int p = 0; p < P; p++) {
+            const Place& place = pixels.places[std::min(p, pixels.count - 1)];
+            limits[p] = table + static_cast<size_t>(class_of(place)) * padded_outputs_;
+            bits[p] = p < pixels.count ? reinterpret_cast<uint16_t*>(at(thresholds_.image, place)) + first : unused;
+        }
+        tile_->threshold(window, weights, limits, bits);
+    });
+}
+
+// Sums up one input plane and one weight plane of a tile, after its counts are known.
+void Conv::add_plane(int input_plane, int weight_plane, const int32_t* counts, const Tile& tile) const {
+    const int total = static_cast<int>(base_.size()) / padded_outputs_ / shape_.weight_planes;
+    const int32_t* base[kMaxTilePixels];
+    for (int p = 0; p < tile.pixels; p++) {
+        const size_t row = static_cast<size_t>(weight_plane) * total + class_of(tile.places[p]);
+        base[p] = base_.data() + row * padded_outputs_;
+    }
+    const int plane = input_plane * shape_.weight_planes + weight_plane;
+    const float* scale = scale_ ? scale_ + static_cast<size_t>(plane) * padded_outputs_ : nullptr;
+    kernels_.chain.combine({counts, shape_.dot == Dot::binary ? -2 : 1, base, scale, plane == 0}, tile);
 }
 
 void Conv::accumulate(int64_t begin, int64_t end, int group, int block_group) const {
-    const int P = tile_->pixels, Q = tile_->blocks, elements = shape_.elements();
-    const size_t filter = static_cast<size_t>(Q) * elements * kLanes;
-    const int group_blocks = blocks_for(shape_.group_outputs());
+    const int Q = tile_->blocks;
     const int first = group * shape_.group_outputs() / kLanes + block_group * Q;
-    const int blocks = std::min(Q, group_blocks - block_group * Q);
+    const int blocks = std::min(Q, blocks_for(shape_.group_outputs()) - block_group * Q);
     alignas(64) float data[kMaxTilePixels * kMaxTileBlocks * kLanes];
     alignas(64) int32_t counts[kMaxTilePixels * kMaxTileBlocks * kLanes];
-    for_tiles(shape_, input_, static_cast<int64_t>(group) * shape_.tap_elements(), runs_, run_length_, gathers_, P,
-              begin, end, [&](const TilePixels& pixels, const Window& window) {
-                  const Tile tile{data, pixels.places, pixels.count, Q, first, blocks};
-                  const auto weights = [&](int plane) {
-                      return &packed_[((static_cast<size_t>(plane) * shape_.groups + group) * block_groups_ +
-                                       block_group) * filter];
-                  };
-                  if (shape_.dot == Dot::float32) {
-                      tile_->accumulate(window, weights(0), data);
-                  } else {
-                      const int32_t* base[kMaxTilePixels];
-                      const int total = static_cast<int>(base_.size()) / padded_outputs_ / shape_.weight_planes;
-                      for (int m = 0; m < shape_.weight_planes; m++) {
-                          for (int p = 0; p < pixels.count; p++) {
-                              const Place& place = pixels.places[p];
-                              const int c = row_class_[place.y] * column_classes_ + column_class_[place.x];
-                              base[p] = base_.data() + (static_cast<size_t>(m) * total + c) * padded_outputs_;
-                          }
-                          tile_->accumulate(window, weights(m), counts);
-                          const float* scale = scale_ ? scale_ + static_cast<size_t>(m) * padded_outputs_ : nullptr;
-                          kernels_.chain.combine({counts, shape_.dot == Dot::binary ? -2 : 1, base, scale, m == 0},
-                                                 tile);
-                      }
-                  }
-                  kernels_.chain.run(chain_.data(), static_cast<int>(chain_.size()), tile);
-              });
+    for_tiles({group, 0}, begin, end, [&](TilePixels& pixels, Window& window) {
+        const Tile tile{data, pixels.places, pixels.count, Q, first, blocks};
+        if (shape_.dot == Dot::float32) tile_->accumulate(window, weights_of(0, group, block_group), data);
+        for (int i = 0; i < shape_.input_planes && shape_.dot != Dot::float32; i++) {
+            if (i)
+                for (const uint32_t*& from : pixels.windows) from += plane_words_;
+            for (int m = 0; m < shape_.weight_planes; m++) {
+                tile_->accumulate(window, weights_of(m, group, block_group), counts);
+                add_plane(i, m, counts, tile);
+            }
+        }
+        kernels_.chain.run(chain_.data(), static_cast<int>(chain_.size()), tile);
+    });
 }
 
-void Conv::accumulate_rows(int64_t, int64_t) const {}
+// Groups whose outputs do not fill blocks: group after group, a tile's accumulators are put together before anything
+// is done with them.
+void Conv::accumulate_rows(int64_t begin, int64_t end, uint32_t* scratch) const {
+    const int P = tile_->pixels, Q = tile_->blocks, outputs = shape_.group_outputs();
+    const int row = padded_outputs_ / kLanes;
+    uint32_t* counts = scratch;
+    float* data = reinterpret_cast<float*>(scratch + static_cast<size_t>(P) * padded_outputs_);
+    alignas(64) uint32_t part[kMaxTilePixels * kMaxTileBlocks * kLanes];
+    for (int64_t i = begin; i < end; i += P) {
+        Place places[kMaxTilePixels];
+        const int count = static_cast<int>(std::min<int64_t>(P, end - i));
+        Walk walk(i, shape_.height, shape_.width);
+        for (int p = 0; p < count; p++, walk.next()) places[p] = walk.place();
+        const bool is_float = shape_.dot == Dot::float32;
+        const Tile tile{data, places, count, row, 0, row};
+        for (int plane = 0; plane < shape_.input_planes; plane++)
+            for (int m = 0; m < shape_.weight_planes; m++) {
+                for (int group = 0; group < shape_.groups; group++)
+                    for (int g = 0; g < block_groups_; g++)
+                        for_tiles({group, plane}, i, i + count, [&](TilePixels&, Window& window) {
+                            tile_->accumulate(window, weights_of(m, group, g), part);
+                            const int from = g * Q * kLanes, many = std::min(outputs - from, Q * kLanes);
+                            for (int p = 0; p < count; p++)
+                                std::memcpy((is_float ? reinterpret_cast<uint32_t*>(data) : counts) +
+                                                static_cast<size_t>(p) * padded_outputs_ + group * outputs + from,
+                                            part + p * Q * kLanes, sizeof *part * static_cast<size_t>(many));
+                        });
+                if (!is_float) add_plane(plane, m, reinterpret_cast<const int32_t*>(counts), tile);
+            }
+        kernels_.chain.run(chain_.data(), static_cast<int>(chain_.size()), tile);
+    }
+}
 
 }  // namespace bnn

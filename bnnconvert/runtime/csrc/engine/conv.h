@@ -53,20 +53,26 @@ class Conv {
     void use(const ConvTile& tile);
     const ConvTile& tile() const { return *tile_; }
 
-    void run(int samples, Pool& pool) const;
-
-    // Part of the work: pixels [begin, end) of all samples, groups of blocks [first, last).
-    void run_part(int64_t begin, int64_t end, int first, int last) const;
-    int block_groups() const { return block_groups_; }
+    void run(int samples, Pool& pool);
 
     bool is_parallel = true;
 
   private:
+    struct Source;
+
     void make_runs();
     void make_constants();
+    const uint32_t* weights_of(int plane, int group, int block_group) const;
+    int class_of(const Place& place) const;
+    template <class F>
+    void for_tiles(const Source& source, int64_t begin, int64_t end, F&& use) const;
+
+    // Pixels [begin, end) of all samples, groups of blocks [first, last).
+    void run_part(int64_t begin, int64_t end, int first, int last) const;
     void threshold(int64_t begin, int64_t end, int group, int block_group) const;
     void accumulate(int64_t begin, int64_t end, int group, int block_group) const;
-    void accumulate_rows(int64_t begin, int64_t end) const;
+    void accumulate_rows(int64_t begin, int64_t end, uint32_t* scratch) const;
+    void add_plane(int input_plane, int weight_plane, const int32_t* counts, const Tile& tile) const;
 
     ConvShape shape_;
     ConvWeights weights_;
@@ -79,15 +85,19 @@ class Conv {
 
     std::vector<const ConvTile*> fitting_;
     const ConvTile* tile_ = nullptr;
-    Array<uint32_t> packed_;           // [input plane is shared][weight plane][group][block group][k][Q][16]
-    int block_groups_ = 0;             // of one group
+    Array<uint32_t> packed_;        // [weight plane][group][block group][k][Q][16]
+    int block_groups_ = 0;          // of one group
     std::vector<int32_t> runs_;
     int run_length_ = 0;
-    bool gathers_ = false;             // windows are copied together first, as their runs are short
+    int plane_words_ = 0;           // from one input plane to the next
+    bool gathers_ = false;          // windows are copied together first, as their runs are short
+    bool extracts_ = false;         // and the group's bits are moved to the front of a word
+    bool makes_rows_ = false;       // of all groups, as their outputs do not fill blocks
     std::vector<int32_t> row_class_, column_class_;
     int column_classes_ = 1;
-    int padded_outputs_ = 0;           // of a row of the tables below
-    Array<int32_t> base_, limits_;     // [weight plane][class][output]
+    int padded_outputs_ = 0;        // of a row of the tables below
+    Array<int32_t> base_, limits_;  // [weight plane][class][output]
+    Array<uint32_t> scratch_;
 };
 
 }  // namespace bnn
