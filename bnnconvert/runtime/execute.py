@@ -5,7 +5,7 @@ such nodes.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from bnnconvert.artifact.schema import Array
 from bnnconvert.errors import ArtifactError, UsageError, first_line
 from bnnconvert.runtime import packed
-from bnnconvert.values.program import Argument, Batch, Constant, DType, Node, NonFinite, Program, Value, ValueSpec
+from bnnconvert.values.program import Argument, Batch, Constant, DType, Node, NonFinite, Value, ValueSpec
 
 Values = Mapping[str, Array]
 Call = Callable[[Values, int], tuple[Array, ...]]
@@ -24,9 +24,9 @@ CHECK_BATCH = 3
 """Samples for the shape check: a number that is hardly ever the size of another axis."""
 
 
-def needs_torch(program: Program) -> bool:
+def needs_torch(nodes: Iterable[Node]) -> bool:
     """Whether some node runs in torch."""
-    return any(node.op not in NUMPY for node in program.nodes)
+    return any(node.op not in NUMPY for node in nodes)
 
 
 def load_torch(where: str) -> ModuleType:
@@ -43,20 +43,21 @@ def load_torch(where: str) -> ModuleType:
     return torch
 
 
-def prepare(program: Program, tensors: Mapping[str, Array], where: str) -> list[Call]:
+def prepare(
+    nodes: Sequence[Node], specs: Mapping[str, ValueSpec], tensors: Mapping[str, Array], where: str
+) -> list[Call]:
     """One callable per node, weights laid out for use.
 
     Raises: ArtifactError where torch would not run a node or gives another shape than the program declares.
     """
-    torch = load_torch(where) if needs_torch(program) else None
+    torch = load_torch(where) if needs_torch(nodes) else None
     calls: list[Call] = []
-    specs = program.specs()
-    for number, node in enumerate(program.nodes):
+    for node in nodes:
         if node.op in NUMPY:
             calls.append(NUMPY[node.op](_Packed(node, tensors)))
             continue
         assert torch is not None
-        at = f"{where}: node {number} ({node.op}{f' of {node.layer}' if node.layer else ''})"
+        at = f"{where}: {node.op}{f' of {node.layer}' if node.layer else ''}"
         call = _Torch(torch, node, tensors, at)
         if node.op.startswith("aten."):
             call.check(specs)

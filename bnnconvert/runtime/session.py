@@ -1,10 +1,11 @@
 """Session: opens an artifact and runs it. Numpy in, numpy out; needs neither the user's code nor the run directory."""
 
+import functools
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,39 +13,41 @@ import numpy.typing as npt
 from bnnconvert.artifact.reader import read
 from bnnconvert.artifact.schema import Array, Artifact
 from bnnconvert.errors import UsageError, VerificationError
-from bnnconvert.runtime.execute import load_torch, needs_torch, prepare
-from bnnconvert.values.program import Output, Value
+from bnnconvert.runtime import native
+from bnnconvert.runtime.executor import Executor
+from bnnconvert.values.program import Output
 
 CHUNK_ELEMENTS = 2**22
-"""Elements of the largest value that are computed at a time."""
+"""Elements of the largest value that are computed at a time outside the engine, which keeps to its own pieces."""
 MAX_CHUNK = 256
 GOLDEN_TOLERANCE = 1e-3
 """Largest allowed difference to the golden output, in units of its largest magnitude, or of 1 where that is smaller."""
 
-_torch_threads = threading.Lock()
-"""Torch's number of threads belongs to the process, so only one session may set and restore it at a time."""
+EngineChoice = Literal["auto", "native", "portable"]
 
 
 class Session:
     """A loaded artifact.
 
-    `threads` is the number that torch may use for float operators; packed operators run on one.
-    Several threads may call one session; their runs take turns where torch is needed.
+    `threads` is the number that the engine uses, and torch for operators that the engine does not know.
+    `engine` is `native`, `portable` (numpy and torch), or `auto`: native where the package was built with it.
+    Several threads may call one session; their runs take turns.
 
     Raises: UsageError for a path that cannot be read, ArtifactError for a file that is not a sound artifact.
     """
 
-    def __init__(self, path: str | Path | Artifact, threads: int = 1) -> None:
+    def __init__(self, path: str | Path | Artifact, threads: int = 1, engine: EngineChoice = "auto") -> None:
         if threads < 1:
             raise UsageError(f"Session: threads is {threads}; give at least 1")
         artifact, self.path = (path, "artifact") if isinstance(path, Artifact) else (read(path), str(path))
         self.threads = threads
         self.artifact, self.program, self.metadata = artifact, artifact.program, artifact.metadata
-        self._uses_torch = needs_torch(self.program)
-        self._calls = prepare(self.program, artifact.tensors, self.path)
-        self._dead = self._last_uses()
+        self.isa = _isa(engine)
+        self.executor = Executor(self.program, artifact.tensors, self.path, threads=threads, isa=self.isa)
         largest = max((spec.elements() for spec in self.program.specs().values()), default=1)
         self._chunk = max(1, min(MAX_CHUNK, CHUNK_ELEMENTS // max(1, largest)))
+        self._portable: Executor | None = None
+        self._turn = threading.Lock()
 
     @property
     def recipe(self) -> str:
@@ -66,18 +69,24 @@ class Session:
         array = self._checked(x)
         names = list(dict.fromkeys(self.program.output.values()))
         parts: dict[str, list[Array]] = {name: [] for name in names}
-        with self._torch_on_threads():
-            for begin in range(0, len(array), self._chunk):
-                values = self._execute(array[begin : begin + self._chunk], keep=False)
+        chunk = max(1, len(array)) if self.executor.is_native else self._chunk
+        with self._turn:
+            for begin in range(0, len(array), chunk):
+                values = self.executor.run(array[begin : begin + chunk])
                 for name in names:
                     parts[name].append(values[name])
         return structured(self.program.output, {name: self._joined(name, arrays) for name, arrays in parts.items()})
 
     def trace(self, x: npt.ArrayLike) -> Mapping[str, Array]:
-        """Every value of the program by name, for all samples at once."""
-        array = self._checked(x)
-        with self._torch_on_threads():
-            return self._execute(array, keep=True)
+        """Every value of the program by name, for all samples at once, computed without the engine."""
+        return self._oracle().run(self._checked(x), keep=True)
+
+    def _oracle(self) -> Executor:
+        if self.isa is None:
+            return self.executor
+        if self._portable is None:
+            self._portable = Executor(self.program, self.artifact.tensors, self.path, threads=self.threads, isa=None)
+        return self._portable
 
     def golden_difference(self) -> float:
         """Run the golden input and compare with the golden output; the largest absolute difference.
@@ -111,46 +120,26 @@ class Session:
             )
         return np.ascontiguousarray(array)
 
-    def _execute(self, x: Array, *, keep: bool) -> dict[str, Array]:
-        values = {self.program.inputs[0].name: x}
-        for node, call, dead in zip(self.program.nodes, self._calls, self._dead, strict=True):
-            results = call(values, len(x))
-            values |= {spec.name: result for spec, result in zip(node.outputs, results, strict=True)}
-            if not keep:
-                for name in dead:
-                    del values[name]
-        return values
-
-    def _last_uses(self) -> list[list[str]]:
-        """For each node, the values that nobody needs after it."""
-        seen = set(self.program.output.values())
-        dead: list[list[str]] = []
-        for node in reversed(self.program.nodes):
-            names = dict.fromkeys(
-                [*(s.name for s in node.outputs), *(r.value for r in node.references() if isinstance(r, Value))]
-            )
-            dead.append([name for name in names if name not in seen])
-            seen.update(names)
-        return dead[::-1]
-
     def _joined(self, name: str, arrays: list[Array]) -> Array:
         spec = self.program.specs()[name]
         return np.concatenate(arrays) if arrays else np.empty(spec.sized(0), spec.dtype)
 
-    @contextmanager
-    def _torch_on_threads(self) -> Iterator[None]:
-        """Give torch this session's number of threads, and its own one back afterwards."""
-        if not self._uses_torch:
-            yield
-            return
-        torch = load_torch(self.path)
-        with _torch_threads:
-            before = torch.get_num_threads()
-            try:
-                torch.set_num_threads(self.threads)
-                yield
-            finally:
-                torch.set_num_threads(before)
+
+def _isa(engine: EngineChoice) -> str | None:
+    if engine == "portable":
+        return None
+    if native.library() is not None:
+        return native.chosen_isa()
+    missing = "this package was installed without its native engine, as no C++ compiler was found"
+    if engine == "native":
+        raise UsageError(f"Session: {missing}; install a compiler and then bnnconvert again")
+    _warn_once(f"{missing}; binary layers run in numpy, many times slower")
+    return None
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
 def structured(output: Output, values: Mapping[str, Array]) -> Any:

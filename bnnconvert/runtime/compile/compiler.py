@@ -6,14 +6,17 @@ bits of the next layer, in one pass over memory.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from bnnconvert.artifact.schema import Array
-from bnnconvert.runtime.compile.plan import Code, Geometry, Image, Kind, Op, Plan, Step, StepKind, per_channel
-from bnnconvert.values.program import Argument, Constant, NonFinite, Node, Program, Value
+from bnnconvert.runtime.compile.plan import WRITES, Code, Geometry, Image, Kind, Op, Plan, Step, StepKind, per_channel
+from bnnconvert.values.program import Argument, Batch, Constant, NonFinite, Node, Program, Value
+
+
+ENCODE = "bnnconvert.encode"
 
 
 class NotNative(Exception):
@@ -58,8 +61,11 @@ class Compiler:
         self.made: dict[str, Made] = {}
         self.top: dict[Step, Made] = {}
         """What each step's chain holds last."""
-        references = (r.value for node in program.nodes for r in node.references() if isinstance(r, Value))
-        self.uses = Counter([*references, *program.output.values()])
+        self.uses: Counter[str] = Counter()
+        """Reads of each value that are still to come."""
+        self.at = -1
+        """Number of the node that is being handled."""
+        self.layer = ""
 
     # What operators need
 
@@ -87,21 +93,20 @@ class Compiler:
         self.steps.append(step)
         self.top[step] = made
 
-    def extend(self, before: Made, op: Op, after: Made) -> None:
-        """Make `after` from `before` by an operation on each number, in the chain of the step that makes `before`."""
+    def extended(self, before: Made, op: Op) -> Made:
+        """What an operation on each number makes of a value, in the chain of the step that makes the value."""
         step = before.step
         if step is None or self.top[step] is not before or self.is_late(op.image, step):
-            step = Step(StepKind.MAP, self.layer, input=self.stored(before), channels=before.channels)
-            self.start(step, before_in_map := Made(before.shape))
-            self.top[step] = before_in_map
+            step = Step(StepKind.MAP, self.layer, input=self.stored(before))
+            self.start(step, Made(before.shape))
         elif self.is_used_later(before):
             self.stored(before)
         if op.code == Code.AFFINE and step.chain and step.chain[-1].code == Code.AFFINE:
             step.chain[-1] = composed(step.chain[-1], op)
         else:
             step.chain.append(op)
-        after.step = step
-        self.top[step] = after
+        self.top[step] = after = Made(before.shape, step=step)
+        return after
 
     def stored(self, made: Made) -> Image:
         """The image that holds a value, made now if there is none."""
@@ -120,8 +125,10 @@ class Compiler:
         """Whether an image is written after `step` has run."""
         if image is None:
             return False
-        writers = [i for i, s in enumerate(self.steps) if s.output is image or any(o.image is image for o in s.chain if o.code == Code.STORE)]
-        return bool(writers) and max(writers) >= self.steps.index(step)
+        return any(
+            later.output is image or any(op.image is image and op.code in WRITES for op in later.chain)
+            for later in self.steps[self.steps.index(step) :]
+        )
 
     def order(self, made: Made) -> int:
         """When a value is made, for choosing the operand whose chain another one joins."""
@@ -131,57 +138,60 @@ class Compiler:
 
     # The walk
 
-    def compile(self, nodes: Iterable[Node], handlers: "Mapping[str, Handler]") -> Plan:
-        """Plan of the whole program.
+    def compile(
+        self, nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str], handlers: "Mapping[str, Handler]"
+    ) -> Plan:
+        """Plan of some nodes of the program, neighbours in its order.
 
-        Raises: NotNative.
+        Raises: NotNative; `at` then says which node it was, counted within `nodes`, or -1 for the first one.
         """
-        for spec in self.program.inputs:
-            self.layer = ""
-            made = Made(spec.sized(1)[1:])
-            made.image = Image(Kind.FLOATS, made.channels, *made.size)
-            self.steps.append(Step(StepKind.INPUT, spec.name, output=made.image))
-            self.made[spec.name] = made
-        pending = list(nodes)
+        specs = self.program.specs()
+        self.uses.update(r.value for node in nodes for r in node.references() if isinstance(r, Value))
+        self.uses.update(outputs)
+        for name in (*inputs, *outputs):
+            if specs[name].dtype != "float32" or not 2 <= len(specs[name].shape) <= 4:
+                self.at = _maker(nodes, name)
+                raise NotNative(f"a value of type {specs[name].dtype} and {len(specs[name].shape)} axes goes in or out")
         encoders: dict[str, list[Node]] = {}
-        for node in pending:
-            if node.op == "bnnconvert.encode":
+        for node in nodes:
+            if node.op == ENCODE:
                 x = node.arguments["x"]
                 assert isinstance(x, Value)
                 encoders.setdefault(x.value, []).append(node)
-        for name in list(self.made):
-            self.encode(encoders.get(name, ()), handlers)
-        for node in pending:
-            if node.op == "bnnconvert.encode":
-                continue
-            self.run(node, handlers)
-            for spec in node.outputs:
-                self.encode(encoders.get(spec.name, ()), handlers)
-        for name in dict.fromkeys(self.program.output.values()):
-            image = self.stored(self.made[name])
-            self.steps.append(Step(StepKind.OUTPUT, name, input=image))
+        for name in inputs:
+            made = Made(specs[name].sized(1)[1:])
+            made.image = Image(Kind.FLOATS, made.channels, *made.size)
+            self.steps.append(Step(StepKind.INPUT, name, output=made.image))
+            self.made[name] = made
+        # Bits are taken as soon as there is the number that they are the sign of, while its chain still holds it.
+        ready = [node for name in inputs for node in encoders.get(name, ())]
+        for node in nodes:
+            ready += [node] if node.op != ENCODE else []
+            while ready:
+                self._run(current := ready.pop(0), nodes, handlers)
+                ready = [n for spec in current.outputs for n in encoders.get(spec.name, ())] + ready
+        for name in outputs:
+            self.steps.append(Step(StepKind.OUTPUT, name, input=self.stored(self.made[name])))
         return Plan(self.steps)
 
-    def encode(self, nodes: Iterable[Node], handlers: "Mapping[str, Handler]") -> None:
-        """Bits are taken at once, while the chain still holds the number that they are the sign of."""
-        for node in nodes:
-            self.run(node, handlers)
-
-    def run(self, node: Node, handlers: "Mapping[str, Handler]") -> None:
-        """Handle one node."""
+    def _run(self, node: Node, nodes: Sequence[Node], handlers: "Mapping[str, Handler]") -> None:
+        self.at, self.layer = nodes.index(node), node.layer
         if node.op not in handlers:
             raise NotNative(f"{node.op} has no kernel")
-        self.layer = node.layer
         for reference in node.references():
             if isinstance(reference, Value):
                 self.uses[reference.value] -= 1
-        spec = node.outputs[0]
-        self.made[spec.name] = handlers[node.op](self, node, spec.sized(1)[1:])
+        if len(node.outputs) > 1:
+            raise NotNative(f"{node.op} has several outputs")
+        spec, made = node.outputs[0], handlers[node.op](self, node)
+        if made.constant is None and made.shape != spec.sized(1)[1:]:
+            raise NotNative(f"it declares the shape {spec.sized(1)} and gives {(1, *made.shape)}")
+        self.made[spec.name] = made
 
 
 from collections.abc import Callable  # noqa: E402
 
-Handler = Callable[[Compiler, Node, tuple[int, ...]], Made]
+Handler = Callable[[Compiler, Node], Made]
 
 
 def composed(first: Op, second: Op) -> Op:
@@ -190,6 +200,15 @@ def composed(first: Op, second: Op) -> Op:
     a = first.a.astype(np.float64) * second.a
     b = first.b.astype(np.float64) * second.a + second.b
     return Op(Code.AFFINE, a=per_channel(a), b=per_channel(b))
+
+
+def _maker(nodes: Sequence[Node], name: str) -> int:
+    """Number of the node that makes a value, or else of the first that reads it."""
+    for number, node in enumerate(nodes):
+        if any(spec.name == name for spec in node.outputs):
+            return number
+    reads = (any(isinstance(r, Value) and r.value == name for r in node.references()) for node in nodes)
+    return next((number for number, does in enumerate(reads) if does), 0)
 
 
 def number(argument: Argument) -> float:
@@ -201,21 +220,30 @@ def number(argument: Argument) -> float:
     raise NotNative(f"an operand is {argument!r} where a number is known")
 
 
-def pair(argument: Argument, default: int | None = None) -> tuple[int, int]:
-    """An integer or two of them, or an empty list for the default."""
+def pair(argument: Argument) -> tuple[int, int]:
+    """An integer, or a list of one or two."""
     values = argument if isinstance(argument, tuple) else (argument,)
-    if not values or values == (None,):
-        values = (default,)
-    numbers = [int(v) for v in values if isinstance(v, int)]
-    if len(numbers) != len(values):
-        raise NotNative(f"an argument is {argument!r} where integers are known")
-    return (numbers[0], numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])
+    numbers = [v for v in values if isinstance(v, int)]
+    if len(numbers) != len(values) or not 1 <= len(numbers) <= 2:
+        raise NotNative(f"an argument is {argument!r} where one or two integers are known")
+    return numbers[0], numbers[-1]
 
 
-def geometry(node: Node, kernel: tuple[int, int], size: tuple[int, int], *, stride: int | None = 1) -> Geometry:
-    """Geometry from the arguments that convolutions and pools share."""
+def geometry(
+    node: Node, kernel: tuple[int, int], size: tuple[int, int], *, stride: tuple[int, int] = (1, 1)
+) -> Geometry:
+    """Geometry from the arguments that convolutions and pools share; `stride` is what a missing one means."""
     given = node.arguments
-    strides = pair(given.get("stride", ()), stride) if stride is not None else pair(given.get("stride", ()) or kernel)
-    padding, dilation = pair(given.get("padding", 0), 0), pair(given.get("dilation", 1), 1)
-    out = node.outputs[0].sized(1)[2:] or (1, 1)
+    strides = pair(given["stride"]) if given.get("stride") else stride
+    padding, dilation = pair(given.get("padding", 0)), pair(given.get("dilation", 1))
+    out = []
+    for n, k, s, p, d in zip(size, kernel, strides, padding, dilation, strict=True):
+        room = n + 2 * p - d * (k - 1) - 1
+        if room < 0 or s < 1:
+            raise NotNative("a window is larger than the image")
+        count = room // s + 1
+        # Rounded up, as long as the last window begins inside the image or its left padding.
+        if given.get("ceil_mode") and room % s and count * s < n + p:
+            count += 1
+        out.append(count)
     return Geometry(kernel, strides, dilation, padding, (out[0], out[1]))

@@ -8,28 +8,28 @@ import numpy as np
 from bnnconvert.artifact.schema import Array
 from bnnconvert.runtime.compile.compiler import Compiler, Handler, Made, NotNative, geometry, number, pair
 from bnnconvert.runtime.compile.plan import Code, Dot, Geometry, Image, Kind, Op, Reduce, Step, StepKind, per_channel
-from bnnconvert.values.program import Batch, Constant, Node, Value
+from bnnconvert.values.program import Argument, Constant, Node, Value
 
 NONE_INT = np.iinfo(np.int32).max
 
 
-def encode(c: Compiler, node: Node, shape: tuple[int, ...]) -> Made:
+def encode(c: Compiler, node: Node) -> Made:
     x = c.value(node.arguments["x"])
     thresholds, start = c.tensor(node.arguments["thresholds"]), c.tensor(node.arguments["start"])
     assert thresholds is not None and start is not None
     planes, _, levels = thresholds.shape
     bits = Image(Kind.BITS, x.channels, *x.size, planes=planes)
-    made = Made(shape, image=bits)
+    made = Made((planes * x.channels, *x.shape[1:]), image=bits)
     rows = np.broadcast_to(thresholds, (planes, x.channels, levels))
     starts = np.broadcast_to(start, (planes, x.channels))
     step = x.step
     is_accumulator = thresholds.dtype == np.int32 and step is not None and step.dot == Dot.BINARY and not step.chain
-    fills_blocks = step is not None and (step.groups == 1 or step.outputs // step.groups % 16 == 0)
+    fills_blocks = step is not None and (step.groups == 1 or x.channels // step.groups % 16 == 0)
     if is_accumulator and fills_blocks and (planes, levels) == (1, 1) and not c.is_used_later(x) and c.top[step] is x:
         step.thresholds, step.start, step.output = rows[0, :, 0].copy(), starts[0].astype(np.uint8), bits
         return made
     if step is None or c.top[step] is not x:
-        step = Step(StepKind.MAP, c.layer, input=c.stored(x), channels=x.channels)
+        step = Step(StepKind.MAP, c.layer, input=c.stored(x))
         c.start(step, Made(x.shape))
     none = NONE_INT if thresholds.dtype == np.int32 else np.inf
     # Nothing compares with a NaN: a threshold that stands for none must not count infinity either.
@@ -40,7 +40,7 @@ def encode(c: Compiler, node: Node, shape: tuple[int, ...]) -> Made:
     return made
 
 
-def binary_conv2d(c: Compiler, node: Node, shape: tuple[int, ...]) -> Made:
+def binary_conv2d(c: Compiler, node: Node) -> Made:
     a = node.arguments
     bits = c.value(a["bits"]).image
     weight = c.tensor(a["weight"])
@@ -50,117 +50,109 @@ def binary_conv2d(c: Compiler, node: Node, shape: tuple[int, ...]) -> Made:
         raise NotNative("the windows of a group are too large")
     lay = geometry(node, pair(a["kernel"]), (bits.height, bits.width))
     _pad(bits, lay, ones=not zero)
-    return _binary(c, shape, bits, weight, lay, groups=groups, pads_zero=zero)
+    return _binary(c, bits, weight, lay, groups=groups, pads_zero=zero)
 
 
-def binary_linear(c: Compiler, node: Node, shape: tuple[int, ...]) -> Made:
-    bits, weight = c.value(node.arguments["bits"]).image, c.tensor(node.arguments["weight"])
-    assert bits is not None and weight is not None
-    if len(shape) != 1:
+def binary_linear(c: Compiler, node: Node) -> Made:
+    x, weight = c.value(node.arguments["bits"]), c.tensor(node.arguments["weight"])
+    assert x.image is not None and weight is not None
+    if len(x.shape) != 1:
         raise NotNative("a binary linear layer has rows of rows as input")
-    return _binary(c, shape, bits, weight, _point(bits), groups=1, pads_zero=True)
+    return _binary(c, x.image, weight, _point(x.image), groups=1, pads_zero=True, rank=1)
 
 
-def _binary(c: Compiler, shape: tuple[int, ...], bits: Image, weight: Array, lay: Geometry, *, groups: int, pads_zero: bool) -> Made:
+def _binary(
+    c: Compiler, bits: Image, weight: Array, lay: Geometry, *, groups: int, pads_zero: bool, rank: int = 3
+) -> Made:
     planes, outputs, _ = weight.shape
     step = Step(
-        StepKind.CONV, c.layer, input=bits, geometry=lay, dot=Dot.BINARY, outputs=outputs, channels=outputs,
+        StepKind.CONV, c.layer, input=bits, geometry=lay, dot=Dot.BINARY,
         groups=groups, weight_planes=planes, pads_zero=pads_zero, weights=weight,
     )
-    made = Made(shape)
+    made = Made((bits.planes * planes * outputs, *lay.out)[:rank])
     c.start(step, made)
     return made
 
 
-def affine(c: Compiler, node: Node, shape: tuple[int, ...]) -> Made:
+def affine(c: Compiler, node: Node) -> Made:
     acc = c.value(node.arguments["acc"])
     scale, bias = c.tensor(node.arguments["scale"]), c.tensor(node.arguments["bias"])
     assert scale is not None
-    made = Made(shape)
     if len(scale) == 1:
-        _affine(c, acc, made, scale[0], 0.0 if bias is None else bias)
-        return made
+        return _affine(c, acc, scale[0], 0.0 if bias is None else bias)
     step = acc.step
     if step is None or c.top[step] is not acc or step.chain or c.is_used_later(acc):
         raise NotNative("accumulators of several planes are used other than by their sum")
     step.scale = per_channel(scale)
-    made.step, c.top[step] = step, made
-    if bias is not None:
-        after = Made(shape)
-        _affine(c, made, after, 1.0, bias)
-        return after
-    return made
+    made = Made((scale.shape[1], *acc.shape[1:]), step=step)
+    c.top[step] = made
+    return made if bias is None else _affine(c, made, 1.0, bias)
 
 
-def _affine(c: Compiler, before: Made, after: Made, a: Array | float, b: Array | float) -> None:
+def _affine(c: Compiler, before: Made, a: Array | float, b: Array | float) -> Made:
     full = [per_channel(np.broadcast_to(np.asarray(v, np.float64).reshape(-1), (before.channels,))) for v in (a, b)]
-    c.extend(before, Op(Code.AFFINE, a=full[0], b=full[1]), after)
+    return c.extended(before, Op(Code.AFFINE, a=full[0], b=full[1]))
 
 
-def conv2d(c: Compiler, node: Node, shape: tuple[int, ...]) -> Made:
+def conv2d(c: Compiler, node: Node) -> Made:
     a = node.arguments
     x, weight, bias = c.value(a["input"]), c.tensor(a["weight"]), c.tensor(a.get("bias"))
     assert weight is not None
     if isinstance(a.get("padding"), str):
         raise NotNative("a convolution pads to the same size")
-    groups = int(a.get("groups", 1))
-    image = c.stored(x)
-    outputs, per_group = weight.shape[:2]
-    lay = geometry(node, (weight.shape[2], weight.shape[3]), x.size)
-    made = Made(shape)
+    groups, (outputs, per_group) = int(number(a.get("groups", 1))), weight.shape[:2]
+    if per_group * groups != x.channels or outputs % groups:
+        raise NotNative("the channels of a convolution do not fit its weight")
+    image, lay = c.stored(x), geometry(node, (weight.shape[2], weight.shape[3]), x.size)
+    made = Made((outputs, *lay.out))
     if groups == x.channels == outputs and groups > 1:
-        rows = weight.reshape(outputs, -1).T
-        step = Step(StepKind.WINDOW, c.layer, input=image, geometry=lay, channels=outputs, reduce=Reduce.WEIGHTED, weights=per_channel(rows))
+        rows = per_channel(weight.reshape(outputs, -1).T)
+        step = Step(StepKind.WINDOW, c.layer, input=image, geometry=lay, reduce=Reduce.WEIGHTED, weights=rows)
     else:
         _pad(image, lay, ones=False)
         rows = np.ascontiguousarray(weight.transpose(0, 2, 3, 1), np.float32)
-        step = Step(StepKind.CONV, c.layer, input=image, geometry=lay, outputs=outputs, channels=outputs, groups=groups, weights=rows)
+        step = Step(StepKind.CONV, c.layer, input=image, geometry=lay, groups=groups, weights=rows)
     c.start(step, made)
     return _with_bias(c, made, bias)
 
 
-def linear(c: Compiler, node: Node, shape: tuple[int, ...]) -> Made:
+def linear(c: Compiler, node: Node) -> Made:
     a = node.arguments
-    x, weight, bias = c.value(a["input"]), c.tensor(a["weight"]), c.tensor(a.get("bias"))
+    weight, bias = c.tensor(a["weight"]), c.tensor(a.get("bias"))
     assert weight is not None
-    return _with_bias(c, _linear(c, x, shape, np.ascontiguousarray(weight, np.float32), signed=False), bias)
+    rows = np.ascontiguousarray(weight, np.float32)
+    return _with_bias(c, _linear(c, c.value(a["input"]), rows, len(weight), weight.shape[1], signed=False), bias)
 
 
-def _linear(c: Compiler, x: Made, shape: tuple[int, ...], weight: Array, *, signed: bool) -> Made:
-    if len(x.shape) != 1:
+def _linear(c: Compiler, x: Made, weight: Array, outputs: int, inputs: int, *, signed: bool) -> Made:
+    if x.shape != (inputs,):
         raise NotNative("a linear layer has rows of rows as input")
-    image, made = c.stored(x), Made(shape)
-    c.start(
-        Step(StepKind.CONV, c.layer, input=image, geometry=_point(image), outputs=shape[0], channels=shape[0], weights=weight, signed=signed),
-        made,
-    )
+    image, made = c.stored(x), Made((outputs,))
+    c.start(Step(StepKind.CONV, c.layer, input=image, geometry=_point(image), weights=weight, signed=signed), made)
     return made
 
 
-def signed_conv2d(c: Compiler, node: Node, shape: tuple[int, ...]) -> Made:
+def signed_conv2d(c: Compiler, node: Node) -> Made:
     a = node.arguments
     x, weight = c.value(a["x"]), c.tensor(a["weight"])
     assert weight is not None
-    planes, outputs, _ = weight.shape
-    groups = int(a["groups"])
-    lay = geometry(node, pair(a["kernel"]), x.size)
-    if planes > 1:
+    if len(weight) > 1:
         raise NotNative("several weight planes with float input")
-    image, made = c.stored(x), Made(shape)
+    lay, image = geometry(node, pair(a["kernel"]), x.size), c.stored(x)
     _pad(image, lay, ones=a["pad_bit"] == "one")
-    c.start(
-        Step(StepKind.CONV, c.layer, input=image, geometry=lay, outputs=outputs, channels=outputs, groups=groups, weights=weight, signed=True),
-        made,
-    )
+    groups, made = int(number(a["groups"])), Made((weight.shape[1], *lay.out))
+    step = Step(StepKind.CONV, c.layer, input=image, geometry=lay, groups=groups, weights=weight, signed=True)
+    c.start(step, made)
     return made
 
 
-def signed_linear(c: Compiler, node: Node, shape: tuple[int, ...]) -> Made:
+def signed_linear(c: Compiler, node: Node) -> Made:
     weight = c.tensor(node.arguments["weight"])
     assert weight is not None
     if len(weight) > 1:
         raise NotNative("several weight planes with float input")
-    return _linear(c, c.value(node.arguments["x"]), shape, weight, signed=True)
+    inputs = int(number(node.arguments["in_features"]))
+    return _linear(c, c.value(node.arguments["x"]), weight, weight.shape[1], inputs, signed=True)
 
 
 def _pad(image: Image, lay: Geometry, *, ones: bool) -> None:
@@ -175,11 +167,7 @@ def _pad(image: Image, lay: Geometry, *, ones: bool) -> None:
 
 
 def _with_bias(c: Compiler, made: Made, bias: Array | None) -> Made:
-    if bias is None:
-        return made
-    after = Made(made.shape)
-    _affine(c, made, after, 1.0, bias)
-    return after
+    return made if bias is None else _affine(c, made, 1.0, bias)
 
 
 def _point(image: Image) -> Geometry:
@@ -187,120 +175,119 @@ def _point(image: Image) -> Geometry:
     return Geometry(one, one, one, (0, 0), (image.height, image.width))
 
 
-def batch_norm(c: Compiler, node: Node, shape: tuple[int, ...]) -> Made:
+def batch_norm(c: Compiler, node: Node) -> Made:
     a = node.arguments
-    x, mean, var = c.value(a["input"]), c.tensor(a["running_mean"]), c.tensor(a["running_var"])
+    mean, var = c.tensor(a["running_mean"]), c.tensor(a["running_var"])
     weight, bias = c.tensor(a["weight"]), c.tensor(a["bias"])
     if mean is None or var is None:
         raise NotNative("a batch norm without running statistics")
     factor = 1 / np.sqrt(var.astype(np.float64) + number(a["eps"]))
     if weight is not None:
         factor = factor * weight
-    made = Made(shape)
-    _affine(c, x, made, factor, (0.0 if bias is None else bias) - mean * factor)
-    return made
+    return _affine(c, c.value(a["input"]), factor, (0.0 if bias is None else bias) - mean * factor)
 
 
 def clamp(low: float | str, high: float | str) -> Handler:
-    def handle(c: Compiler, node: Node, shape: tuple[int, ...]) -> Made:
+    """A bound is a number, or the name of the argument that gives it."""
+
+    def handle(c: Compiler, node: Node) -> Made:
         bounds = []
         for bound, default in ((low, -math.inf), (high, math.inf)):
-            given = node.arguments.get(bound, _TANH_BOUNDS.get(bound)) if isinstance(bound, str) else bound
+            given = node.arguments.get(bound, _HARDTANH.get(bound)) if isinstance(bound, str) else bound
             bounds.append(default if given is None else number(given))
-        made = Made(shape)
-        c.extend(c.value(node.arguments["self"]), Op(Code.CLAMP, low=bounds[0], high=bounds[1]), made)
-        return made
+        return c.extended(c.value(node.arguments["self"]), Op(Code.CLAMP, low=bounds[0], high=bounds[1]))
 
     return handle
 
 
-_TANH_BOUNDS = {"min_val": -1.0, "max_val": 1.0}
+_HARDTANH = {"min_val": -1.0, "max_val": 1.0}
 
 
 def unary(code: Code) -> Handler:
-    def handle(c: Compiler, node: Node, shape: tuple[int, ...]) -> Made:
-        made = Made(shape)
-        c.extend(c.value(node.arguments["self"]), Op(code), made)
-        return made
-
-    return handle
+    return lambda c, node: c.extended(c.value(node.arguments["self"]), Op(code))
 
 
-def gelu(c: Compiler, node: Node, shape: tuple[int, ...]) -> Made:
-    made = Made(shape)
+def gelu(c: Compiler, node: Node) -> Made:
     code = Code.GELU_TANH if node.arguments.get("approximate", "none") == "tanh" else Code.GELU
-    c.extend(c.value(node.arguments["self"]), Op(code), made)
-    return made
+    return c.extended(c.value(node.arguments["self"]), Op(code))
 
 
-def prelu(c: Compiler, node: Node, shape: tuple[int, ...]) -> Made:
+def prelu(c: Compiler, node: Node) -> Made:
     slope = c.tensor(node.arguments["weight"])
-    return _prelu(c, node, shape, slope)
+    assert slope is not None
+    return _prelu(c, node, slope)
 
 
-def leaky_relu(c: Compiler, node: Node, shape: tuple[int, ...]) -> Made:
-    return _prelu(c, node, shape, np.float32(number(node.arguments.get("negative_slope", 0.01))))
+def leaky_relu(c: Compiler, node: Node) -> Made:
+    return _prelu(c, node, np.asarray(number(node.arguments.get("negative_slope", 0.01))))
 
 
-def _prelu(c: Compiler, node: Node, shape: tuple[int, ...], slope: Array | np.float32 | None) -> Made:
-    made, x = Made(shape), c.value(node.arguments["self"])
-    full = np.broadcast_to(np.asarray(slope, np.float32).reshape(-1), (x.channels,))
-    c.extend(x, Op(Code.PRELU, a=per_channel(full)), made)
-    return made
+def _prelu(c: Compiler, node: Node, slope: Array) -> Made:
+    x = c.value(node.arguments["self"])
+    return c.extended(x, Op(Code.PRELU, a=per_channel(np.broadcast_to(slope.reshape(-1), (x.channels,)))))
 
 
 def arithmetic(name: str) -> Handler:
-    """Addition, subtraction, multiplication and division, of two values or a value and a constant."""
+    """Addition, subtraction, multiplication and division, of two values or of a value and a constant."""
 
-    def handle(c: Compiler, node: Node, shape: tuple[int, ...]) -> Made:
+    def handle(c: Compiler, node: Node) -> Made:
         alpha = number(node.arguments.get("alpha", 1))
-        first, second = node.arguments["self"], node.arguments["other"]
-        operands = [
-            c.value(argument) if isinstance(argument, Value | Constant) else Made((), constant=np.float32(number(argument)))
-            for argument in (first, second)
-        ]
-        made = Made(shape)
-        left, right = operands
-        if left.constant is not None and right.constant is not None:
-            raise NotNative("two constants are combined")
-        if right.constant is not None:
-            k = _channelwise(right.constant, shape)
-            factor, summand = {"add": (1.0, alpha * k), "sub": (1.0, -alpha * k), "mul": (k, 0.0), "div": (1 / k, 0.0)}[name]
-            _affine(c, left, made, factor, summand)
-            return made
-        if left.constant is not None:
-            k = _channelwise(left.constant, shape)
-            if name == "div":
-                raise NotNative("a constant is divided by a value")
-            factor, summand = {"add": (alpha, k), "sub": (-alpha, k), "mul": (k, 0.0)}[name]
-            _affine(c, right, made, factor, summand)
-            return made
-        return _two(c, name, left, right, alpha, made)
+        left, right = (_operand(c, node.arguments[side]) for side in ("self", "other"))
+        if left.constant is None and right.constant is None:
+            return _two_values(c, name, left, right, alpha)
+        if right.constant is not None and left.constant is None:
+            k = _channelwise(right.constant, left.shape)
+            if name == "div" and not k.all():
+                raise NotNative("a value is divided by zero")
+            return _affine(c, left, *_ON_THE_RIGHT[name](k, alpha))
+        if left.constant is not None and right.constant is None and name != "div":
+            return _affine(c, right, *_ON_THE_LEFT[name](_channelwise(left.constant, right.shape), alpha))
+        raise NotNative(f"a constant stands on the wrong side of a {name}")
 
     return handle
 
 
-def _two(c: Compiler, name: str, left: Made, right: Made, alpha: float, made: Made) -> Made:
+Line = tuple[Array | float, Array | float]
+"""a and b of a x + b."""
+
+_ON_THE_RIGHT: Mapping[str, Callable[[Array, float], Line]] = {
+    "add": lambda k, alpha: (1.0, alpha * k),
+    "sub": lambda k, alpha: (1.0, -alpha * k),
+    "mul": lambda k, _: (k, 0.0),
+    "div": lambda k, _: (1 / k, 0.0),
+}
+_ON_THE_LEFT: Mapping[str, Callable[[Array, float], Line]] = {
+    "add": lambda k, alpha: (alpha, k),
+    "sub": lambda k, alpha: (-alpha, k),
+    "mul": lambda k, _: (k, 0.0),
+}
+
+
+def _operand(c: Compiler, argument: Argument) -> Made:
+    if isinstance(argument, Value | Constant):
+        return c.value(argument)
+    return Made((), constant=np.asarray(number(argument)))
+
+
+def _two_values(c: Compiler, name: str, left: Made, right: Made, alpha: float) -> Made:
+    """The operand that is made last takes the other one into its chain."""
     if name == "div":
         raise NotNative("a value is divided by another")
-    sign = -alpha if name == "sub" else alpha
     joins_left = c.order(left) >= c.order(right)
     if left.shape != right.shape:
         joins_left = math.prod(left.shape) > math.prod(right.shape)
-        small = right if joins_left else left
-        if small.channels != made.channels or math.prod(small.size) != 1:
+        large, small = (left, right) if joins_left else (right, left)
+        if small.channels != large.channels or math.prod(small.size) != 1 or len(small.shape) != len(large.shape):
             raise NotNative(f"operands have the shapes {left.shape} and {right.shape}")
     base, other = (left, right) if joins_left else (right, left)
     image = c.stored(other)
     if name == "mul":
-        c.extend(base, Op(Code.MULTIPLY, image), made)
-    elif joins_left or sign == 1.0:
-        c.extend(base, Op(Code.ADD, image, low=sign if joins_left else 1.0), made)
-    else:
-        scaled = Made(made.shape)
-        _affine(c, base, scaled, sign, 0.0)
-        c.extend(scaled, Op(Code.ADD, image, low=1.0), made)
-    return made
+        return c.extended(base, Op(Code.MULTIPLY, image))
+    sign = -alpha if name == "sub" else alpha
+    if joins_left:
+        return c.extended(base, Op(Code.ADD, image, low=sign))
+    scaled = base if sign == 1.0 else _affine(c, base, sign, 0.0)
+    return c.extended(scaled, Op(Code.ADD, image, low=1.0))
 
 
 def _channelwise(constant: Array, shape: tuple[int, ...]) -> Array:
@@ -308,110 +295,126 @@ def _channelwise(constant: Array, shape: tuple[int, ...]) -> Array:
     array = np.asarray(constant, np.float64)
     if array.size == 1:
         return array.reshape(-1)
+    if array.ndim > len(shape) + 1:
+        raise NotNative("a constant operand has more axes than the value")
     full = array.reshape((1,) * (len(shape) + 1 - array.ndim) + array.shape)
-    if full.shape[0] != 1 or any(n != 1 for n in full.shape[2:]):
+    if full.shape[0] != 1 or full.shape[1] != shape[0] or any(n != 1 for n in full.shape[2:]):
         raise NotNative("a constant operand varies over more than the channels")
     return full.reshape(-1)
 
 
 def pool(reduce: Reduce) -> Handler:
-    def handle(c: Compiler, node: Node, shape: tuple[int, ...]) -> Made:
+    def handle(c: Compiler, node: Node) -> Made:
         a = node.arguments
         x = c.value(a["self"])
-        lay = geometry(node, pair(a["kernel_size"]), x.size, stride=None)
-        made = Made(shape)
+        kernel = pair(a["kernel_size"])
+        lay = geometry(node, kernel, x.size, stride=kernel)
+        made = Made((x.channels, *lay.out))
         if x.image is not None and x.image.kind == Kind.BITS:
-            made.image = Image(Kind.BITS, x.channels, *lay.out, planes=x.image.planes)
-            words = np.zeros(x.image.planes * -(-x.channels // 32), np.uint32)
-            c.steps.append(Step(StepKind.POOL_BITS, c.layer, input=x.image, output=made.image, geometry=lay, weights=words))
+            made.image = Image(Kind.BITS, x.image.channels, *lay.out, planes=x.image.planes)
+            words = np.zeros(x.image.planes * -(-x.image.channels // 32), np.uint32)
+            step = Step(StepKind.POOL_BITS, c.layer, input=x.image, output=made.image, geometry=lay, weights=words)
+            c.steps.append(step)
             return made
-        overhangs = any(lay.halo(*x.size)[2:])
-        if overhangs and any(lay.padding) and a.get("ceil_mode") and reduce == Reduce.SUM:
-            raise NotNative("an average pool pads and rounds its size up")
-        counts_inside = (any(lay.padding) and not a.get("count_include_pad", True)) or (overhangs and not any(lay.padding))
-        divisor = 0 if counts_inside else math.prod(lay.kernel)
-        if a.get("divisor_override") is not None:
-            divisor = int(number(a["divisor_override"]))
-        step = Step(StepKind.WINDOW, c.layer, input=c.stored(x), geometry=lay, channels=x.channels, reduce=reduce, divisor=divisor if reduce == Reduce.SUM else 0)
+        step = Step(StepKind.WINDOW, c.layer, input=c.stored(x), geometry=lay, reduce=reduce)
+        if reduce == Reduce.SUM:
+            step.divisor = _divisor(node, lay, x)
         c.start(step, made)
         return made
 
     return handle
 
 
-def adaptive_avg_pool2d(c: Compiler, node: Node, shape: tuple[int, ...]) -> Made:
+def _divisor(node: Node, lay: Geometry, x: Made) -> int:
+    """What an average divides by; 0 for the number of pixels inside the image."""
+    given = node.arguments.get("divisor_override")
+    if given is not None:
+        return int(number(given))
+    overhangs = any(e > p for e, p in zip(lay.halo(*x.size)[2:], lay.padding, strict=True))
+    if overhangs and any(lay.padding):
+        raise NotNative("an average pool pads and rounds its size up")
+    counts_padding = bool(node.arguments.get("count_include_pad", True))
+    return 0 if overhangs or (any(lay.padding) and not counts_padding) else math.prod(lay.kernel)
+
+
+def adaptive_avg_pool2d(c: Compiler, node: Node) -> Made:
     x = c.value(node.arguments["self"])
     out = pair(node.arguments["output_size"])
     if any(n % o for n, o in zip(x.size, out, strict=True)):
         raise NotNative("the windows of an adaptive pool differ in size")
-    return _average(c, x, shape, out)
+    return _average(c, x, out, (x.channels, *out))
 
 
-def mean(c: Compiler, node: Node, shape: tuple[int, ...]) -> Made:
+def mean(c: Compiler, node: Node) -> Made:
     x, dims = c.value(node.arguments["self"]), node.arguments["dim"]
-    wanted = set(range(2, len(x.shape) + 1))
-    given = {int(d) % (len(x.shape) + 1) for d in dims} if isinstance(dims, tuple) else set()
-    if given != wanted or node.arguments.get("dtype") is not None:
+    rank = len(x.shape) + 1
+    given = {int(number(d)) % rank for d in dims} if isinstance(dims, tuple) else set()
+    if given != set(range(2, rank)) or node.arguments.get("dtype") is not None:
         raise NotNative("a mean is taken over other axes than the image's")
-    return _average(c, x, shape, (1, 1))
+    keeps = bool(node.arguments.get("keepdim", False))
+    return _average(c, x, (1, 1), (x.channels, *(1,) * (rank - 2 if keeps else 0)))
 
 
-def _average(c: Compiler, x: Made, shape: tuple[int, ...], out: tuple[int, int]) -> Made:
+def _average(c: Compiler, x: Made, out: tuple[int, int], shape: tuple[int, ...]) -> Made:
     kernel = (x.size[0] // out[0], x.size[1] // out[1])
-    made = Made(shape)
     lay = Geometry(kernel, kernel, (1, 1), (0, 0), out)
-    step = Step(StepKind.WINDOW, c.layer, input=c.stored(x), geometry=lay, channels=x.channels, reduce=Reduce.SUM, divisor=math.prod(kernel))
+    step = Step(StepKind.WINDOW, c.layer, input=c.stored(x), geometry=lay, reduce=Reduce.SUM, divisor=math.prod(kernel))
+    made = Made(shape)
     c.start(step, made)
     return made
 
 
-def reshape(c: Compiler, node: Node, shape: tuple[int, ...]) -> Made:
-    x = c.value(node.arguments["self"])
+def reshape(c: Compiler, node: Node) -> Made:
+    """Another shape for the same numbers: nothing to do where channels and image stay, else a copy."""
+    x, declared = c.value(node.arguments["self"]), node.outputs[0].shape
     if x.constant is not None:
-        sizes = node.arguments.get("shape", node.arguments.get("size"))
-        if not isinstance(sizes, tuple) or any(isinstance(s, Batch) for s in sizes):
+        sizes = [d for d in declared if isinstance(d, int)]
+        if len(sizes) < len(declared) or math.prod(sizes) != x.constant.size:
             raise NotNative("a constant takes a shape that depends on the batch")
-        array = x.constant.reshape([int(s) for s in sizes if isinstance(s, int)])
-        return Made(array.shape, constant=array)
+        return Made(tuple(sizes), constant=x.constant.reshape(sizes))
+    shape = tuple(d for d in declared[1:] if isinstance(d, int))
+    if math.prod(shape) != math.prod(x.shape) or not 1 <= len(shape) <= 3:
+        raise NotNative(f"the shape {x.shape} becomes {shape}")
     after = Made(shape)
-    if x.channels == after.channels and x.size == after.size:
+    if x.image is not None and x.image.kind != Kind.FLOATS:
+        raise NotNative("bits take another shape")
+    if x.channels == after.channels and x.size == after.size and not c.is_used_later(x):
         after.step, after.image = x.step, x.image
         if x.step is not None and c.top.get(x.step) is x:
             c.top[x.step] = after
-            if c.is_used_later(x):
-                raise NotNative("a value is used under two shapes")
         return after
-    if x.image is not None and x.image.kind == Kind.BITS:
-        raise NotNative("bits are reshaped")
     after.image = Image(Kind.FLOATS, after.channels, *after.size)
     c.steps.append(Step(StepKind.COPY, c.layer, input=c.stored(x), output=after.image))
     return after
 
 
-def softmax(logarithm: bool) -> Handler:
-    def handle(c: Compiler, node: Node, shape: tuple[int, ...]) -> Made:
+def softmax(*, logarithm: bool) -> Handler:
+    def handle(c: Compiler, node: Node) -> Made:
         x = c.value(node.arguments["self"])
-        if int(number(node.arguments["dim"])) % (len(shape) + 1) != 1 or node.arguments.get("dtype") is not None:
+        axis = int(number(node.arguments["dim"])) % (len(x.shape) + 1)
+        if axis != 1 or node.arguments.get("dtype") is not None:
             raise NotNative("a softmax over another axis than the channels")
-        made = Made(shape, image=Image(Kind.FLOATS, x.channels, *x.size))
+        made = Made(x.shape, image=Image(Kind.FLOATS, x.channels, *x.size))
         c.steps.append(Step(StepKind.SOFTMAX, c.layer, input=c.stored(x), output=made.image, logarithm=logarithm))
         return made
 
     return handle
 
 
-def cat(c: Compiler, node: Node, shape: tuple[int, ...]) -> Made:
+def cat(c: Compiler, node: Node) -> Made:
     parts = node.arguments["tensors"]
-    if not isinstance(parts, tuple) or int(number(node.arguments.get("dim", 0))) % (len(shape) + 1) != 1:
+    assert isinstance(parts, tuple)
+    operands = [c.value(argument) for argument in parts]
+    first = operands[0]
+    axis = int(number(node.arguments.get("dim", 0))) % (len(first.shape) + 1)
+    if axis != 1 or any(x.constant is not None or x.shape[1:] != first.shape[1:] for x in operands):
         raise NotNative("a concatenation along another axis than the channels")
-    made = Made(shape)
-    made.image = Image(Kind.FLOATS, shape[0], *made.size)
-    channel = 0
-    for argument in parts:
-        x = c.value(argument)
+    made = Made((sum(x.channels for x in operands), *first.shape[1:]))
+    made.image, channel = Image(Kind.FLOATS, made.channels, *made.size), 0
+    for x in operands:
         step = x.step
         if step is None or c.top[step] is not x:
-            step = Step(StepKind.MAP, c.layer, input=c.stored(x), channels=x.channels)
+            step = Step(StepKind.MAP, c.layer, input=c.stored(x))
             c.start(step, Made(x.shape))
         step.chain.append(Op(Code.STORE, made.image, channel=channel))
         channel += x.channels
@@ -463,8 +466,8 @@ HANDLERS: Mapping[str, Handler] = {
     "aten.view.default": reshape,
     "aten.flatten.using_ints": reshape,
     "aten.squeeze.dims": reshape,
-    "aten.softmax.int": softmax(False),
-    "aten.log_softmax.int": softmax(True),
+    "aten.softmax.int": softmax(logarithm=False),
+    "aten.log_softmax.int": softmax(logarithm=True),
     "aten.cat.default": cat,
     "aten.concat.default": cat,
 }

@@ -150,11 +150,9 @@ class Step:
     layer: str
     input: Image | None = None
     output: Image | None = None
-    channels: int = 0
     geometry: Geometry | None = None
     chain: list[Op] = field(default_factory=list)
     dot: Dot = Dot.FLOAT
-    outputs: int = 0
     groups: int = 1
     weight_planes: int = 1
     pads_zero: bool = True
@@ -276,7 +274,9 @@ class _Writer:
         self.integers(step.dot)
         self.image(step.input)
         self.geometry(step)
-        self.integers(step.outputs, step.groups, step.weight_planes, step.pads_zero, step.signed)
+        assert step.weights is not None
+        outputs = step.weights.shape[1 if step.weights.ndim == 3 else 0]  # rows of bits stand in planes
+        self.integers(outputs, step.groups, step.weight_planes, step.pads_zero, step.signed)
         for tensor in (step.weights, step.scale, step.thresholds, step.start):
             self.blob(tensor)
         if step.thresholds is not None:

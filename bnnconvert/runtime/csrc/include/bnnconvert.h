@@ -9,6 +9,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#if defined(__GNUC__)
+#define BNN_API __attribute__((visibility("default")))
+#else
+#define BNN_API
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -24,25 +30,25 @@ typedef enum {
 } bnn_status;
 
 /* One sentence about the last call of this thread that did not return BNN_OK. */
-const char* bnn_error(void);
+BNN_API const char* bnn_error(void);
 
 /* The instruction sets of this build, best first for this machine: 0, 1, ... until NULL. */
-const char* bnn_isa(int number);
+BNN_API const char* bnn_isa(int number);
 
 /* Open a plan; its bytes are not needed afterwards. `isa` is a name from bnn_isa, or NULL for the best one, which the
  * environment variable BNNCONVERT_ISA may lower. */
-bnn_status bnn_open(const void* plan, size_t size, int threads, const char* isa, bnn_engine** engine);
-bnn_status bnn_open_file(const char* path, int threads, const char* isa, bnn_engine** engine);
-void bnn_close(bnn_engine* engine);
+BNN_API bnn_status bnn_open(const void* plan, size_t size, int threads, const char* isa, bnn_engine** engine);
+BNN_API bnn_status bnn_open_file(const char* path, int threads, const char* isa, bnn_engine** engine);
+BNN_API void bnn_close(bnn_engine* engine);
 
 /* Inputs and outputs are float32 in the model's own order (samples, channels, height, width). */
-int bnn_inputs(const bnn_engine* engine);
-int bnn_outputs(const bnn_engine* engine);
+BNN_API int bnn_inputs(const bnn_engine* engine);
+BNN_API int bnn_outputs(const bnn_engine* engine);
 /* Elements of one sample. */
-int64_t bnn_input_size(const bnn_engine* engine, int number);
-int64_t bnn_output_size(const bnn_engine* engine, int number);
+BNN_API int64_t bnn_input_size(const bnn_engine* engine, int number);
+BNN_API int64_t bnn_output_size(const bnn_engine* engine, int number);
 
-bnn_status bnn_run(bnn_engine* engine, int64_t samples, const float* const* inputs, float* const* outputs);
+BNN_API bnn_status bnn_run(bnn_engine* engine, int64_t samples, const float* const* inputs, float* const* outputs);
 
 /* What the engine is made of: a step's layer, kernel and tile, and the time of its last run in seconds, which is
  * measured only after bnn_profile(engine, 1). */
@@ -53,11 +59,11 @@ typedef struct {
     double seconds;
 } bnn_step;
 
-int bnn_steps(const bnn_engine* engine);
-bnn_step bnn_step_at(const bnn_engine* engine, int number);
-void bnn_profile(bnn_engine* engine, int on);
+BNN_API int bnn_steps(const bnn_engine* engine);
+BNN_API bnn_step bnn_step_at(const bnn_engine* engine, int number);
+BNN_API void bnn_profile(bnn_engine* engine, int on);
 /* Bytes of all values between the steps. */
-int64_t bnn_memory(const bnn_engine* engine);
+BNN_API int64_t bnn_memory(const bnn_engine* engine);
 
 #ifdef __cplusplus
 }
