@@ -296,7 +296,7 @@ void Conv::add_plane(int input_plane, int weight_plane, const int32_t* counts, c
     }
     const int plane = input_plane * shape_.weight_planes + weight_plane;
     const float* scale = scale_ ? scale_ + static_cast<size_t>(plane) * padded_outputs_ : nullptr;
-    kernels_.chain.combine({counts, shape_.dot == Dot::binary ? -2 : 1, base, scale, plane == 0}, tile);
+    kernels_.chain.combine({counts, base, scale, shape_.dot == Dot::binary, plane == 0}, tile);
 }
 
 void Conv::accumulate(int64_t begin, int64_t end, int group, int block_group) const {

@@ -26,6 +26,12 @@ BNN_INLINE Floats load(const void* from) {
     return v;
 }
 
+BNN_INLINE Ints load_ints(const void* from) {
+    Ints v;
+    __builtin_memcpy(&v, from, sizeof v);
+    return v;
+}
+
 BNN_INLINE void store(void* to, const Floats& v) { __builtin_memcpy(to, &v, sizeof v); }
 
 BNN_INLINE void store_first(void* to, const Floats& v, int lanes) {
@@ -52,16 +58,20 @@ BNN_INLINE Floats floats_of(const Ints& i) {
 BNN_INLINE Floats max(const Floats& a, const Floats& b) { return a > b ? a : b; }
 BNN_INLINE Floats min(const Floats& a, const Floats& b) { return a < b ? a : b; }
 
-// Bit i is set where lane i of a comparison holds.
-BNN_INLINE uint16_t mask_of(const Ints& holds) {
+// Bit i is set where a[i] >= b[i]; never where one of them is a NaN.
+BNN_INLINE uint16_t mask_at_least(const Floats& a, const Floats& b) {
 #if defined(__AVX512F__)
-    return _mm512_movepi32_mask(reinterpret_cast<const __m512i&>(holds));
-#elif defined(__AVX2__)
-    const __m256* half = reinterpret_cast<const __m256*>(&holds);
+    return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GE_OQ);
+#else
+    const Ints holds = a >= b;
+#if defined(__AVX2__)
+    __m256 half[2];
+    __builtin_memcpy(half, &holds, sizeof half);
     return static_cast<uint16_t>(_mm256_movemask_ps(half[0]) | _mm256_movemask_ps(half[1]) << 8);
 #elif defined(__aarch64__)
     const uint32x4_t place = {1, 2, 4, 8};
-    const uint32x4_t* part = reinterpret_cast<const uint32x4_t*>(&holds);
+    uint32x4_t part[4];
+    __builtin_memcpy(part, &holds, sizeof part);
     unsigned mask = 0;
     for (int i = 0; i < 4; i++) mask |= vaddvq_u32(vandq_u32(part[i], place)) << 4 * i;
     return static_cast<uint16_t>(mask);
@@ -69,6 +79,7 @@ BNN_INLINE uint16_t mask_of(const Ints& holds) {
     unsigned mask = 0;
     for (int i = 0; i < 16; i++) mask |= (holds[i] & 1u) << i;
     return static_cast<uint16_t>(mask);
+#endif
 #endif
 }
 

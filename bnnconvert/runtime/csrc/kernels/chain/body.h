@@ -1,6 +1,7 @@
 // The chain kernel, compiled once per instruction set.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/chain/chain.h"
@@ -11,10 +12,13 @@ namespace {
 
 constexpr int kLanes = 16;
 
-BNN_INLINE float* vector(const Tile& tile, int p, int q) { return tile.data + kLanes * (p * tile.row + q); }
+// Tiles and operations are passed by value: stores to floats might otherwise change them as far as a compiler knows,
+// and every turn of a loop would read them again.
+
+BNN_INLINE float* vector(Tile tile, int p, int q) { return tile.data + kLanes * (p * tile.row + q); }
 
 template <class F>
-BNN_INLINE void each(const Tile& tile, F&& change) {
+BNN_INLINE void each(Tile tile, F change) {
     for (int p = 0; p < tile.pixels; p++)
         for (int q = 0; q < tile.blocks; q++) {
             float* v = vector(tile, p, q);
@@ -23,7 +27,7 @@ BNN_INLINE void each(const Tile& tile, F&& change) {
 }
 
 template <class F>
-BNN_INLINE void each_channel(const Tile& tile, F&& change) {
+BNN_INLINE void each_channel(Tile tile, F change) {
     for (int q = 0; q < tile.blocks; q++)
         for (int p = 0; p < tile.pixels; p++) {
             float* v = vector(tile, p, q);
@@ -32,7 +36,7 @@ BNN_INLINE void each_channel(const Tile& tile, F&& change) {
 }
 
 template <class F>
-BNN_INLINE void with_image(const Tile& tile, const Image& image, F&& change) {
+BNN_INLINE void with_image(Tile tile, Image image, F change) {
     for (int p = 0; p < tile.pixels; p++) {
         const uint32_t* x = at(image, tile.places[p]) + kLanes * tile.first;
         for (int q = 0; q < tile.blocks; q++) {
@@ -46,40 +50,58 @@ BNN_INLINE int lanes_left(const Tile& tile, const ChainOp& op, int q) {
     return op.channels - kLanes * (tile.first + q);
 }
 
-void store_image(const Tile& tile, const ChainOp& op) {
+BNN_INLINE int blocks_of(const ChainOp& op) { return (op.channels + kLanes - 1) / kLanes; }
+
+BNN_INLINE uint16_t lane_mask(int lanes) { return static_cast<uint16_t>(lanes >= kLanes ? 0xffff : (1u << lanes) - 1); }
+
+void store_image(Tile tile, ChainOp op) {
+    const int whole = std::min(tile.blocks, op.channels / kLanes - tile.first);
     for (int p = 0; p < tile.pixels; p++) {
         uint32_t* to = at(op.image, tile.places[p]) + kLanes * tile.first;
-        for (int q = 0; q < tile.blocks; q++) {
-            const int lanes = lanes_left(tile, op, q);
-            if (lanes > 0) store_first(to + kLanes * q, load(vector(tile, p, q)), lanes);
-        }
+        for (int q = 0; q < whole; q++) store(to + kLanes * q, load(vector(tile, p, q)));
+        if (whole < tile.blocks) store_first(to + kLanes * whole, load(vector(tile, p, whole)), op.channels % kLanes);
     }
 }
 
-void encode(const Tile& tile, const ChainOp& op) {
-    const int blocks = (op.channels + kLanes - 1) / kLanes, words = (op.channels + 31) / 32;
+// One plane of bits with one threshold per channel, as most layers have.
+void encode_signs(Tile tile, ChainOp op) {
+    const int blocks = blocks_of(op), real = std::min(tile.blocks, blocks - tile.first);
+    const bool ends_in_half = tile.first + real == blocks && blocks % 2;
+    const uint16_t last = lane_mask(lanes_left(tile, op, real - 1));
+    const float* thresholds = op.a + kLanes * tile.first;
+    const uint16_t* start = op.start + tile.first;
+    for (int p = 0; p < tile.pixels; p++) {
+        uint16_t* to = reinterpret_cast<uint16_t*>(at(op.image, tile.places[p])) + tile.first;
+        for (int q = 0; q < real; q++)
+            to[q] = start[q] ^ mask_at_least(load(vector(tile, p, q)), load(thresholds + kLanes * q));
+        to[real - 1] &= last;
+        if (ends_in_half) to[real] = 0;
+    }
+}
+
+void encode(Tile tile, ChainOp op) {
+    if (tile.first >= blocks_of(op)) return;
+    if (op.planes == 1 && op.levels == 1) return encode_signs(tile, op);
+    const int blocks = blocks_of(op), words = (op.channels + 31) / 32;
     for (int plane = 0; plane < op.planes; plane++)
-        for (int q = 0; q < tile.blocks; q++) {
-            const int lanes = lanes_left(tile, op, q), block = tile.first + q;
-            if (lanes <= 0) break;
-            const auto real = static_cast<uint16_t>(lanes >= kLanes ? 0xffff : (1u << lanes) - 1);
-            const float* row = op.a + kLanes * (static_cast<int64_t>(plane) * op.levels * blocks + block);
-            const uint16_t start = op.start[plane * blocks + block];
-            const bool last_is_half = block + 1 == blocks && blocks % 2;
+        for (int q = 0; q < tile.blocks && tile.first + q < blocks; q++) {
+            const int block = tile.first + q;
+            const uint16_t real = lane_mask(lanes_left(tile, op, q)), start = op.start[plane * blocks + block];
+            const float* row = op.a + kLanes * (int64_t{plane} * op.levels * blocks + block);
             for (int p = 0; p < tile.pixels; p++) {
                 const Floats v = load(vector(tile, p, q));
                 uint16_t bits = start;
                 for (int level = 0; level < op.levels; level++)
-                    bits ^= mask_of(v >= load(row + static_cast<int64_t>(level) * blocks * kLanes));
-                uint32_t* to = at(op.image, tile.places[p]) + static_cast<int64_t>(plane) * words;
+                    bits ^= mask_at_least(v, load(row + int64_t{level} * blocks * kLanes));
+                uint32_t* to = at(op.image, tile.places[p]) + int64_t{plane} * words;
                 uint16_t* halves = reinterpret_cast<uint16_t*>(to) + block;
                 halves[0] = bits & real;
-                if (last_is_half) halves[1] = 0;
+                if (block + 1 == blocks && blocks % 2) halves[1] = 0;
             }
         }
 }
 
-void quantize(const Tile& tile, const ChainOp& op) {
+void quantize(Tile tile, ChainOp op) {
     for (int p = 0; p < tile.pixels; p++) {
         uint8_t* to = reinterpret_cast<uint8_t*>(at(op.image, tile.places[p])) + kLanes * tile.first;
         for (int q = 0; q < tile.blocks; q++) {
@@ -95,8 +117,9 @@ void quantize(const Tile& tile, const ChainOp& op) {
     }
 }
 
-void run_one(const ChainOp& op, const Tile& tile) {
+void run_one(ChainOp op, Tile tile) {
     const Floats low = all(op.low), high = all(op.high);
+    const float *a = op.a, *b = op.b;
     switch (op.code) {
         case ChainCode::load: return with_image(tile, op.image, [](Floats, Floats x) { return x; });
         case ChainCode::add: return with_image(tile, op.image, [=](Floats v, Floats x) { return v + low * x; });
@@ -111,7 +134,7 @@ void run_one(const ChainOp& op, const Tile& tile) {
             }
             return;
         case ChainCode::affine:
-            return each_channel(tile, [&](Floats v, int c) { return v * load(op.a + c) + load(op.b + c); });
+            return each_channel(tile, [=](Floats v, int c) { return v * load(a + c) + load(b + c); });
         case ChainCode::clamp:
             // In this order and with these comparisons a NaN stays a NaN.
             return each(tile, [=](Floats v) {
@@ -119,7 +142,7 @@ void run_one(const ChainOp& op, const Tile& tile) {
                 return v > high ? high : v;
             });
         case ChainCode::prelu:
-            return each_channel(tile, [&](Floats v, int c) { return v < 0.0f ? v * load(op.a + c) : v; });
+            return each_channel(tile, [=](Floats v, int c) { return v < 0.0f ? v * load(a + c) : v; });
         case ChainCode::exp: return each(tile, [](Floats v) { return exp(v); });
         case ChainCode::sigmoid: return each(tile, [](Floats v) { return sigmoid(v); });
         case ChainCode::tanh: return each(tile, [](Floats v) { return tanh(v); });
@@ -160,18 +183,26 @@ void run_chain(const ChainOp* ops, int count, const Tile& tile) {
     for (int i = 0; i < count; i++) run_one(ops[i], tile);
 }
 
-void combine(const Plane& plane, const Tile& tile) {
-    for (int p = 0; p < tile.pixels; p++)
+template <class F>
+BNN_INLINE void combine_with(Plane plane, Tile tile, F accumulator) {
+    for (int p = 0; p < tile.pixels; p++) {
+        const int32_t* base = plane.base[p] + kLanes * tile.first;
+        const float* scale = plane.scale + (plane.scale ? kLanes * tile.first : 0);
         for (int q = 0; q < tile.blocks; q++) {
-            const int c = kLanes * (tile.first + q);
-            Ints counts, base;
-            std::memcpy(&counts, plane.counts + kLanes * (p * tile.row + q), sizeof counts);
-            std::memcpy(&base, plane.base[p] + c, sizeof base);
-            Floats v = __builtin_convertvector(base + plane.factor * counts, Floats);
-            if (plane.scale) v = v * load(plane.scale + c);
+            const Ints counts = load_ints(plane.counts + kLanes * (p * tile.row + q));
+            Floats v = __builtin_convertvector(accumulator(load_ints(base + kLanes * q), counts), Floats);
+            if (plane.scale) v = v * load(scale + kLanes * q);
             float* to = vector(tile, p, q);
             store(to, plane.is_first ? v : load(to) + v);
         }
+    }
+}
+
+void combine(const Plane& plane, const Tile& tile) {
+    if (plane.is_mismatch)
+        combine_with(plane, tile, [](Ints base, Ints counts) { return base - counts - counts; });
+    else
+        combine_with(plane, tile, [](Ints base, Ints counts) { return base + counts; });
 }
 
 }  // namespace

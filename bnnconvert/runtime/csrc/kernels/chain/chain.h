@@ -78,13 +78,12 @@ using ChainFn = void (*)(const ChainOp* ops, int count, const Tile& tile);
 // Accumulators from counts, which are laid out as the tile is; plane after plane is added up.
 struct Plane {
     const int32_t* counts;
-    int32_t factor;              // -2 for mismatches, 1 for products of bytes
     const int32_t* const* base;  // per pixel, then per channel
     const float* scale;          // per channel; null for 1
-    bool is_first;
+    bool is_mismatch, is_first;
 };
 
-// acc = base + factor * counts,   v = (is_first ? 0 : v) + acc * scale
+// acc = base + counts, or base - 2 counts for mismatches;   v = (is_first ? 0 : v) + acc * scale
 using CombineFn = void (*)(const Plane& plane, const Tile& tile);
 
 struct ChainKernel {

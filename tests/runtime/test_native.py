@@ -1,0 +1,138 @@
+"""The native engine against the portable executor: bits and accumulators equal, floats within rounding."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from bnnconvert.runtime import native
+from bnnconvert.runtime.compile.operators import HANDLERS
+from bnnconvert.values.program import Argument, Batch
+from tests.programs import Case, binary_networks, node_program, program_of
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="installed without the native engine")
+ISAS = native.instruction_sets()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(case=binary_networks(), threads=st.integers(1, 3))
+def test_binary_networks_are_exact(isa: str, case: Case, threads: int) -> None:
+    assert np.array_equal(case.run(isa, threads), case.run(None))
+
+
+def _image(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+X = _image(2, 20, 9, 7)
+ROW = _image(3, 37)
+C = torch.linspace(-1.5, 1.5, 20)
+
+FUNCTIONS: dict[str, list[tuple[Callable[..., Tensor], Tensor, list[Tensor]]]] = {
+    "aten.conv2d.default": [
+        (lambda x, w, b: F.conv2d(x, w, b, padding=1), X, [_image(33, 20, 3, 3), _image(33)]),
+        (lambda x, w: F.conv2d(x, w, stride=2, padding=(2, 3), dilation=2), X, [_image(5, 20, 3, 2)]),
+        (lambda x, w: F.conv2d(x, w, padding=1, groups=20), X, [_image(20, 1, 3, 3)]),
+        (lambda x, w: F.conv2d(x, w, groups=4), X, [_image(12, 5, 1, 1)]),
+        (lambda x, w: F.conv2d(x, w, stride=2, padding=3), _image(1, 3, 21, 22), [_image(64, 3, 7, 7)]),
+    ],
+    "aten.linear.default": [(lambda x, w, b: F.linear(x, w, b), ROW, [_image(10, 37), _image(10)])],
+    "aten.batch_norm.default": [(lambda x, m, v, w, b: F.batch_norm(x, m, v, w, b), X, [C, C.exp(), C, C])],
+    "aten.relu.default": [(F.relu, X, [])],
+    "aten.hardtanh.default": [(F.hardtanh, X, []), (lambda x: F.hardtanh(x, -0.5, 2.0), X, [])],
+    "aten.clamp.default": [(lambda x: x.clamp(-0.1, 0.3), X, []), (lambda x: x.clamp(max=0.3), X, [])],
+    "aten.clamp_min.default": [(lambda x: x.clamp_min(0.2), X, [])],
+    "aten.clamp_max.default": [(lambda x: x.clamp_max(0.2), X, [])],
+    "aten.prelu.default": [(F.prelu, X, [C]), (F.prelu, X, [C[:1]])],
+    "aten.leaky_relu.default": [(lambda x: F.leaky_relu(x, 0.2), X, [])],
+    "aten.gelu.default": [(F.gelu, X, []), (lambda x: F.gelu(x, approximate="tanh"), X, [])],
+    "aten.exp.default": [(torch.exp, X * 20, [])],
+    "aten.sigmoid.default": [(torch.sigmoid, X * 20, [])],
+    "aten.tanh.default": [(torch.tanh, X * 3, []), (torch.tanh, X * 0.01, [])],
+    "aten.silu.default": [(F.silu, X * 5, [])],
+    "aten.hardsigmoid.default": [(F.hardsigmoid, X * 3, [])],
+    "aten.hardswish.default": [(F.hardswish, X * 3, [])],
+    "aten.sqrt.default": [(lambda x: torch.sqrt(x.abs()), X, [])],
+    "aten.reciprocal.default": [(lambda x: torch.reciprocal(x.abs() + 1), X, [])],
+    "aten.abs.default": [(torch.abs, X, [])],
+    "aten.square.default": [(torch.square, X, [])],
+    "aten.add.Tensor": [
+        (lambda x: F.relu(x) + x, X, []),
+        (lambda x, c: x + c, X, [C.view(-1, 1, 1)]),
+        (lambda x, c: torch.add(c, x, alpha=3), X, [C.view(1, -1, 1, 1)]),
+        (lambda x, w: F.conv2d(x, w) + F.relu(F.conv2d(x, w)), X, [_image(20, 20, 1, 1)]),
+    ],
+    "aten.sub.Tensor": [(lambda x: F.relu(x) - x, X, []), (lambda x, c: c - x, X, [C.view(-1, 1, 1)])],
+    "aten.mul.Tensor": [
+        (lambda x: x * F.relu(x), X, []),
+        (lambda x, c: x * c, X, [C.view(-1, 1, 1)]),
+        (lambda x: x * torch.sigmoid(F.adaptive_avg_pool2d(x, 1)), X, []),
+    ],
+    "aten.div.Tensor": [(lambda x, c: x / c, X, [(C + 5).view(-1, 1, 1)])],
+    "aten.max_pool2d.default": [
+        (lambda x: F.max_pool2d(x, 3, 2, 1), X, []),
+        (lambda x: F.max_pool2d(x, 2, ceil_mode=True), X, []),
+    ],
+    "aten.avg_pool2d.default": [
+        (lambda x: F.avg_pool2d(x, 2), X, []),
+        (lambda x: F.avg_pool2d(x, 3, 2, 1), X, []),
+        (lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False), X, []),
+        (lambda x: F.avg_pool2d(x, 2, ceil_mode=True), X, []),
+    ],
+    "aten.adaptive_avg_pool2d.default": [
+        (lambda x: F.adaptive_avg_pool2d(x, 1), X, []),
+        (lambda x: F.adaptive_avg_pool2d(x, (3, 1)), X, []),
+    ],
+    "aten.flatten.using_ints": [(lambda x: torch.flatten(x, 1), X, [])],
+    "aten.squeeze.dims": [(lambda x: F.adaptive_avg_pool2d(x, 1).squeeze((2, 3)), X, [])],
+    "aten.softmax.int": [(lambda x: F.softmax(x, 1), ROW * 10, []), (lambda x: F.softmax(x, 1), X, [])],
+    "aten.log_softmax.int": [(lambda x: F.log_softmax(x, 1), ROW * 10, [])],
+    "aten.cat.default": [(lambda x: torch.cat([x, F.relu(x), x * 2], 1), X, [])],
+    "aten.concat.default": [(lambda x: torch.concat([F.relu(x), x], 1), X[:, :3].contiguous(), [])],
+}
+
+
+NODES: dict[str, list[tuple[Tensor, dict[str, Argument], tuple[int, ...]]]] = {
+    "aten.relu6.default": [(X * 5, {}, X.shape[1:])],
+    "aten.add.Scalar": [(ROW, {"other": 2, "alpha": 3}, (37,))],
+    "aten.sub.Scalar": [(ROW, {"other": 0.5}, (37,))],
+    "aten.mul.Scalar": [(ROW, {"other": -2}, (37,))],
+    "aten.div.Scalar": [(ROW, {"other": 3}, (37,))],
+    "aten.mean.dim": [(X, {"dim": (2, 3)}, (20,)), (X, {"dim": (-1, -2), "keepdim": True}, (20, 1, 1))],
+    "aten.reshape.default": [(X, {"shape": (Batch(batch=1), 1260)}, (1260,))],
+    "aten.view.default": [(X, {"size": (Batch(batch=1), 10, 2, 63)}, (10, 2, 63))],
+}
+"""Operators that the tracer turns into others: arguments but for the first, and the shape that comes out."""
+
+
+def test_every_float_operator_has_a_case() -> None:
+    assert {*FUNCTIONS, *NODES} == {op for op in HANDLERS if op.startswith("aten.")}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    ("op", "number"), [(op, i) for op, cases in FUNCTIONS.items() for i in range(len(cases))], ids=str
+)
+def test_float_operators_agree_with_torch(op: str, number: int, isa: str) -> None:
+    function, x, tensors = FUNCTIONS[op][number]
+    case = program_of(function, x, *tensors)
+    assert op in {node.op for node in case.program.nodes}
+    _agree(case, isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("op", "number"), [(op, i) for op, cases in NODES.items() for i in range(len(cases))], ids=str)
+def test_other_float_operators_agree_with_torch(op: str, number: int, isa: str) -> None:
+    x, arguments, shape = NODES[op][number]
+    _agree(node_program(op, x, arguments, shape), isa)
+
+
+def _agree(case: Case, isa: str) -> None:
+    expected = case.run(None)
+    np.testing.assert_allclose(case.run(isa, 2), expected, rtol=3e-6, atol=3e-6 * np.abs(expected).max())
