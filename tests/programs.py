@@ -1,8 +1,13 @@
 """Small programs and their inputs, drawn by hypothesis or made from a torch function; for executors to agree on."""
 
 import math
+import os
+import shlex
+import subprocess
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,7 +17,9 @@ from torch import nn
 from bnnconvert.artifact.schema import Array
 from bnnconvert.bits import pack_rows
 from bnnconvert.lower.program import lower
+from bnnconvert.runtime import native
 from bnnconvert.runtime.executor import Executor
+from bnnconvert.runtime.segments import parts_of
 from bnnconvert.trace.tracer import trace
 from bnnconvert.values.program import Argument, Batch, Constant, Node, Output, Program, Value, ValueSpec
 
@@ -30,10 +37,34 @@ class Case:
     x: Array
 
     def run(self, isa: str | None, threads: int = 1) -> Array:
-        """Output for the input."""
+        """Output for the input; by the portable executor, or on one of the engine's instruction sets."""
+        if isa is not None and HOST:
+            return self._run_on_host(isa, threads)
         executor = Executor(self.program, self.tensors, "case", threads=threads, isa=isa)
         assert isa is None or executor.is_native, executor.reasons
         return executor.run(self.x)[next(self.program.output.values())]
+
+    def _run_on_host(self, isa: str, threads: int) -> Array:
+        (part,), _ = parts_of(self.program, self.tensors)
+        assert part.plan is not None
+        with tempfile.TemporaryDirectory() as folder:
+            plan, given, made = (Path(folder) / name for name in ("plan", "input", "output"))
+            plan.write_bytes(part.plan.to_bytes())
+            given.write_bytes(np.ascontiguousarray(self.x).tobytes())
+            subprocess.run([*HOST, plan, given, made, str(threads), isa], check=True)
+            shape = self.program.specs()[part.outputs[0]].sized(len(self.x))
+            return np.frombuffer(made.read_bytes(), np.float32).reshape(shape)
+
+
+HOST = shlex.split(os.environ.get("BNNCONVERT_TEST_HOST", ""))
+"""Command of `examples/host.c` on another machine, where that one's engine is to be tested."""
+
+
+def instruction_sets() -> list[str]:
+    """Those of the machine under test."""
+    if not HOST:
+        return native.instruction_sets()
+    return subprocess.run([*HOST, "--isas"], check=True, capture_output=True, text=True).stdout.split()
 
 
 def _spec(name: str, dtype: str, *shape: int) -> ValueSpec:

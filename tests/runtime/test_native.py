@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from bnnconvert.runtime import native
 from bnnconvert.runtime.compile.operators import HANDLERS
 from bnnconvert.values.program import Argument, Batch
-from tests.programs import Case, binary_networks, node_program, program_of
+from tests.programs import Case, binary_networks, instruction_sets, node_program, program_of
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason="installed without the native engine")
-ISAS = native.instruction_sets()
+pytestmark = pytest.mark.skipif(not instruction_sets(), reason="installed without the native engine")
+ISAS = instruction_sets()
 
 
 @pytest.mark.parametrize("isa", ISAS)
