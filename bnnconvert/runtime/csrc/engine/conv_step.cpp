@@ -46,7 +46,12 @@ ConvWeights elements_of(const StepSpec& step) {
 
 class ConvStep : public Step {
   public:
-    ConvStep(const StepSpec& step, const Build& build) : conv_(make(step, build)), dot_(step.conv.dot) {}
+    ConvStep(const StepSpec& step, const Build& build) : conv_(make(step, build)), dot_(step.conv.dot) {
+        const ConvShape& s = step.conv;
+        key_ = {static_cast<int>(s.dot), s.channels, s.outputs, s.groups, s.input_planes, s.weight_planes, s.kernel_h,
+                s.kernel_w, s.stride_h, s.stride_w, s.dilation_h, s.dilation_w, s.height, s.width,
+                step.thresholds.bytes > 0, static_cast<int>(step.chain.size())};
+    }
 
     const char* kernel() const override {
         return dot_ == Dot::binary ? "binary" : dot_ == Dot::bytes ? "int8" : "float";
@@ -58,28 +63,36 @@ class ConvStep : public Step {
         conv_.run(samples, pool);
     }
 
-    void tune(int samples, Pool& pool) override {
-        const ConvTile* best = nullptr;
-        double least = 0;
-        for (const ConvTile* tile : conv_.tiles()) {
-            conv_.use(*tile);
-            run(samples, pool);
-            double fastest = 0;
-            const double begin = now();
-            for (int i = 0; i < 20; i++) {
-                const double start = now();
-                run(samples, pool);
-                const double took = now() - start;
-                if (i == 0 || took < fastest) fastest = took;
-                if (now() - begin > 3e-4) break;
-            }
-            if (!best || fastest < least) best = tile, least = fastest;
-        }
-        conv_.use(*best);
-        seconds = least;
+    void tune(Pool& pool, Tuned& known) override {
+        const auto found = known.find(key_);
+        if (found == known.end())
+            known[key_] = {fastest(pool), seconds};
+        else
+            seconds = found->second.second;
+        conv_.use(*known[key_].first);
     }
 
   private:
+    static constexpr double kEnough = 2e-4;  // seconds to look at one tile
+
+    const ConvTile* fastest(Pool& pool) {
+        const ConvTile* best = nullptr;
+        for (const ConvTile* tile : conv_.tiles()) {
+            conv_.use(*tile);
+            double least = 0, spent = 0;
+            for (int i = 0; i < 10 && spent < kEnough; i++) {
+                const double start = now();
+                run(1, pool);
+                const double took = now() - start;
+                spent += took;
+                if (i == 0 || took < least) least = took;
+                if (best && least > 1.5 * seconds) break;  // even cold it would be nearer than that
+            }
+            if (!best || least < seconds) best = tile, seconds = least;
+        }
+        return best;
+    }
+
     static Conv make(const StepSpec& step, const Build& build) {
         Thresholds thresholds{};
         if (step.thresholds.bytes)
@@ -90,6 +103,7 @@ class ConvStep : public Step {
 
     Conv conv_;
     Dot dot_;
+    std::vector<int> key_;
 };
 
 }  // namespace

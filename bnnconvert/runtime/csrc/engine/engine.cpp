@@ -43,11 +43,10 @@ void fill_halo(const ImageSpec& spec, Array<uint32_t>& buffer) {
 
 }  // namespace
 
-void Step::tune(int samples, Pool& pool) {
-    run(samples, pool);
-    for (int i = 0; i < 3; i++) {
+void Step::tune(Pool& pool, Tuned&) {
+    for (int i = 0; i < 2; i++) {
         const double start = now();
-        run(samples, pool);
+        run(1, pool);
         const double took = now() - start;
         if (i == 0 || took < seconds) seconds = took;
     }
@@ -99,6 +98,7 @@ void Engine::plan_memory(const Plan& plan) {
 
 void Engine::build(const Plan& plan) {
     const Build build{plan, images_, kernels_, edges_};
+    Tuned tuned;
     for (const StepSpec& spec : plan.steps) {
         std::unique_ptr<Step> step;
         switch (spec.kind) {
@@ -121,7 +121,7 @@ void Engine::build(const Plan& plan) {
         const bool is_edge = spec.kind == StepKind::input || spec.kind == StepKind::output;
         if (!is_edge) {
             step->is_parallel = false;
-            step->tune(1, pool_);
+            step->tune(pool_, tuned);
             step->is_parallel = step->seconds * chunk_ > kWorthThreads;
         }
         steps_.push_back(std::move(step));

@@ -1,13 +1,18 @@
 // A plan made ready to run: memory planned, weights laid out, tiles chosen.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/plan.h"
 
 namespace bnn {
+
+// Tiles that were found to be the fastest, by all that a layer's speed depends on.
+using Tuned = std::map<std::vector<int>, std::pair<const ConvTile*, double>>;
 
 class Step {
   public:
@@ -16,7 +21,7 @@ class Step {
     virtual const char* kernel() const = 0;
     virtual const char* tile() const { return ""; }
     // Try the ways there are to do it and keep the fastest.
-    virtual void tune(int samples, Pool& pool);
+    virtual void tune(Pool& pool, Tuned& known);
 
     std::string layer;
     double seconds = 0;

@@ -20,19 +20,16 @@ class Edge : public Step {
 
     void run(int samples, Pool&) override {
         const int64_t plane = int64_t{height_} * width_, size = channels_ * plane;
-        for (int n = 0; n < samples; n++) {
-            const int64_t offset = (edges_.first + n) * size;
+        for (int n = 0; n < samples; n++)
             for (int y = 0; y < height_; y++)
-                for (int x = 0; x < width_; x++) {
-                    float* ours = floats(at(image_, {n, y, x}));
-                    const int64_t theirs = offset + int64_t{y} * width_ + x;
-                    for (int c = 0; c < channels_; c++)
-                        if (is_input_)
-                            ours[c] = edges_.inputs[number_][theirs + c * plane];
-                        else
-                            edges_.outputs[number_][theirs + c * plane] = ours[c];
+                for (int c = 0; c < channels_; c++) {
+                    float* ours = floats(at(image_, {n, y, 0})) + c;
+                    const int64_t theirs = (edges_.first + n) * size + c * plane + int64_t{y} * width_;
+                    if (is_input_)
+                        for (int x = 0; x < width_; x++) ours[x * image_.column] = edges_.inputs[number_][theirs + x];
+                    else
+                        for (int x = 0; x < width_; x++) edges_.outputs[number_][theirs + x] = ours[x * image_.column];
                 }
-        }
     }
 
   private:

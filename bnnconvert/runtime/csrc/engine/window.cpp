@@ -9,7 +9,13 @@ class Windows : public Step {
     Windows(const StepSpec& step, const Build& build)
         : positions_{step.height, step.width, step.channels}, shape_(step.conv), reduce_(step.reduce),
           divisor_(step.divisor), input_(build.image(step.input)), kernels_(build.kernels),
-          chain_(make_chain(step, build)), weights_(step.weights.as<float>()) {}
+          chain_(make_chain(step, build)), weights_(step.weights.as<float>()) {
+        const int64_t row = (step.channels + kLanes - 1) / kLanes * kLanes;
+        for (int i = 0; i < shape_.kernel_h; i++)
+            for (int j = 0; j < shape_.kernel_w; j++)
+                taps_.push_back({i * shape_.dilation_h * input_.row + j * shape_.dilation_w * input_.column,
+                                 weights_ ? (int64_t{i} * shape_.kernel_w + j) * row : 0});
+    }
 
     const char* kernel() const override { return reduce_ == Reduce::weighted ? "depthwise" : "pool"; }
 
@@ -21,35 +27,46 @@ class Windows : public Step {
     }
 
   private:
-    static constexpr int kAtOnce = 64;  // taps
+    static constexpr int kAtOnce = 64;  // taps of a window at the border
 
     void fill(const Tile& tile, int p) const {
         const Place& place = tile.places[p];
-        const int y0 = place.y * shape_.stride_h - shape_.top, x0 = place.x * shape_.stride_w - shape_.left;
-        const int row = (positions_.channels + kLanes - 1) / kLanes * kLanes, first = kLanes * tile.first;
+        const int y = place.y * shape_.stride_h - shape_.top, x = place.x * shape_.stride_w - shape_.left;
+        const int below = y + (shape_.kernel_h - 1) * shape_.dilation_h;
+        const int right = x + (shape_.kernel_w - 1) * shape_.dilation_w;
         float* out = tile.data + int64_t{p} * tile.row * kLanes;
-        Tap taps[kAtOnce];
-        int held = 0, inside = 0;
-        for (int i = 0; i < shape_.kernel_h; i++) {
-            const int y = y0 + i * shape_.dilation_h;
-            if (y < 0 || y >= shape_.input_height) continue;
-            for (int j = 0; j < shape_.kernel_w; j++) {
-                const int x = x0 + j * shape_.dilation_w;
-                if (x < 0 || x >= shape_.input_width) continue;
-                if (held == kAtOnce) {
-                    kernels_.window(reduce_, taps, held, inside > kAtOnce, out, tile.blocks);
-                    held = 0;
-                }
-                const float* from = reinterpret_cast<const float*>(at(input_, {place.sample, y, x}));
-                taps[held++] = {from + first, weights_ ? weights_ + int64_t{i * shape_.kernel_w + j} * row + first
-                                                       : nullptr};
-                inside++;
-            }
-        }
-        kernels_.window(reduce_, taps, held, inside > kAtOnce, out, tile.blocks);
+        const float* from = reinterpret_cast<const float*>(at(input_, {place.sample, y, x})) + kLanes * tile.first;
+        WindowInput input{from, weights_ ? weights_ + kLanes * tile.first : nullptr, taps_.data(),
+                          static_cast<int>(taps_.size())};
+        int inside = input.count;
+        if (y >= 0 && x >= 0 && below < shape_.input_height && right < shape_.input_width)
+            kernels_.window(reduce_, input, false, out, tile.blocks);
+        else
+            inside = fill_border(input, y, x, out, tile.blocks);
         if (reduce_ != Reduce::sum) return;
         const float scale = 1.0f / static_cast<float>(divisor_ ? divisor_ : std::max(inside, 1));
         for (int c = 0; c < kLanes * tile.blocks; c++) out[c] *= scale;
+    }
+
+    // The taps that lie inside the image, a few at a time; returns how many those are.
+    int fill_border(WindowInput input, int y, int x, float* out, int blocks) const {
+        Tap taps[kAtOnce];
+        int inside = 0;
+        input.taps = taps, input.count = 0;
+        const auto flush = [&] {
+            kernels_.window(reduce_, input, inside > input.count, out, blocks);
+            input.count = 0;
+        };
+        for (size_t t = 0; t < taps_.size(); t++) {
+            const int row = y + static_cast<int>(t) / shape_.kernel_w * shape_.dilation_h;
+            const int column = x + static_cast<int>(t) % shape_.kernel_w * shape_.dilation_w;
+            if (row < 0 || row >= shape_.input_height || column < 0 || column >= shape_.input_width) continue;
+            if (input.count == kAtOnce) flush();
+            taps[input.count++] = taps_[t];
+            inside++;
+        }
+        flush();
+        return inside;
     }
 
     Positions positions_;
@@ -60,6 +77,7 @@ class Windows : public Step {
     const Kernels& kernels_;
     std::vector<ChainOp> chain_;
     const float* weights_;
+    std::vector<Tap> taps_;  // of a window that lies inside the image
 };
 
 }  // namespace

@@ -8,28 +8,28 @@ namespace bnn {
 namespace {
 
 template <class F>
-BNN_INLINE void fold(const Tap* taps, int count, bool continues, float neutral, float* out, int blocks, F&& next) {
+BNN_INLINE void fold(WindowInput input, bool continues, float neutral, float* out, int blocks, F next) {
     for (int c = 0; c < 16 * blocks; c += 16) {
         Floats v = continues ? load(out + c) : all(neutral);
-        for (int t = 0; t < count; t++) v = next(v, taps[t], c);
+        for (int t = 0; t < input.count; t++) v = next(v, input.x + input.taps[t].x + c, input.w + input.taps[t].w + c);
         store(out + c, v);
     }
 }
 
-void reduce_window(Reduce reduce, const Tap* taps, int count, bool continues, float* out, int blocks) {
+void reduce_window(Reduce reduce, const WindowInput& input, bool continues, float* out, int blocks) {
     switch (reduce) {
         case Reduce::max:
             // A NaN wins, as in PyTorch.
-            return fold(taps, count, continues, -__builtin_inff(), out, blocks, [](Floats v, const Tap& tap, int c) {
-                const Floats x = load(tap.x + c);
+            return fold(input, continues, -__builtin_inff(), out, blocks, [](Floats v, const float* at, const float*) {
+                const Floats x = load(at);
                 return (x > v) | (x != x) ? x : v;
             });
         case Reduce::sum:
-            return fold(taps, count, continues, 0, out, blocks,
-                        [](Floats v, const Tap& tap, int c) { return v + load(tap.x + c); });
+            return fold(input, continues, 0, out, blocks,
+                        [](Floats v, const float* x, const float*) { return v + load(x); });
         case Reduce::weighted:
-            return fold(taps, count, continues, 0, out, blocks,
-                        [](Floats v, const Tap& tap, int c) { return v + load(tap.x + c) * load(tap.w + c); });
+            return fold(input, continues, 0, out, blocks,
+                        [](Floats v, const float* x, const float* w) { return v + load(x) * load(w); });
     }
 }
 
