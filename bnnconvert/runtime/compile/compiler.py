@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bnnconvert.artifact.schema import Array
-from bnnconvert.runtime.compile.plan import WRITES, Code, Geometry, Image, Kind, Op, Plan, Step, StepKind, per_channel
+from bnnconvert.runtime.compile.plan import WRITES, Code, Dot, Geometry, Image, Kind, Op, Plan, Step, StepKind, per_channel
 from bnnconvert.values.program import Argument, Batch, Constant, NonFinite, Node, Program, Value
 
 
@@ -172,6 +172,8 @@ class Compiler:
                 ready = [n for spec in current.outputs for n in encoders.get(spec.name, ())] + ready
         for name in outputs:
             self.steps.append(Step(StepKind.OUTPUT, name, input=self.stored(self.made[name])))
+        for step in self.steps:
+            _take_affine(step)
         return Plan(self.steps)
 
     def _run(self, node: Node, nodes: Sequence[Node], handlers: "Mapping[str, Handler]") -> None:
@@ -192,6 +194,13 @@ class Compiler:
 from collections.abc import Callable  # noqa: E402
 
 Handler = Callable[[Compiler, Node], Made]
+
+
+def _take_affine(step: Step) -> None:
+    """Let the sum of accumulators do the affine operation that follows it."""
+    if step.dot == Dot.BINARY and step.scale is None and step.chain and step.chain[0].code == Code.AFFINE:
+        op = step.chain.pop(0)
+        step.scale, step.bias = op.a, op.b
 
 
 def composed(first: Op, second: Op) -> Op:

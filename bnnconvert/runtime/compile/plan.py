@@ -162,6 +162,7 @@ class Step:
     logarithm: bool = False
     weights: Array | None = None
     scale: Array | None = None
+    bias: Array | None = None
     thresholds: Array | None = None
     start: Array | None = None
 
@@ -277,7 +278,7 @@ class _Writer:
         assert step.weights is not None
         outputs = step.weights.shape[1 if step.weights.ndim == 3 else 0]  # rows of bits stand in planes
         self.integers(outputs, step.groups, step.weight_planes, step.pads_zero, step.signed)
-        for tensor in (step.weights, step.scale, step.thresholds, step.start):
+        for tensor in (step.weights, step.scale, step.bias, step.thresholds, step.start):
             self.blob(tensor)
         if step.thresholds is not None:
             self.image(step.output)

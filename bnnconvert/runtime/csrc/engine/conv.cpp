@@ -44,8 +44,8 @@ Classes classes(int outputs, int stride, int padding, int dilation, int kernel, 
 }  // namespace
 
 Conv::Conv(const ConvShape& shape, ConvWeights weights, Image input, std::vector<ChainOp> chain, const float* scale,
-           const Thresholds* thresholds, const Kernels& kernels)
-    : shape_(shape), weights_(std::move(weights)), input_(input), chain_(std::move(chain)), scale_(scale),
+           const float* bias, const Thresholds* thresholds, const Kernels& kernels)
+    : shape_(shape), weights_(std::move(weights)), input_(input), chain_(std::move(chain)), scale_(scale), bias_(bias),
       has_thresholds_(thresholds != nullptr), kernels_(kernels) {
     if (thresholds) thresholds_ = *thresholds;
     padded_outputs_ = blocks_for(shape.outputs) * kLanes;
@@ -296,7 +296,7 @@ void Conv::add_plane(int input_plane, int weight_plane, const int32_t* counts, c
     }
     const int plane = input_plane * shape_.weight_planes + weight_plane;
     const float* scale = scale_ ? scale_ + static_cast<size_t>(plane) * padded_outputs_ : nullptr;
-    kernels_.chain.combine({counts, base, scale, shape_.dot == Dot::binary, plane == 0}, tile);
+    kernels_.chain.combine({counts, base, scale, plane == 0 ? bias_ : nullptr, shape_.dot == Dot::binary, plane == 0}, tile);
 }
 
 void Conv::accumulate(int64_t begin, int64_t end, int group, int block_group) const {
@@ -307,6 +307,7 @@ void Conv::accumulate(int64_t begin, int64_t end, int group, int block_group) co
     alignas(64) int32_t counts[kMaxTilePixels * kMaxTileBlocks * kLanes];
     for_tiles({group, 0}, begin, end, [&](TilePixels& pixels, Window& window) {
         const Tile tile{data, pixels.places, pixels.count, Q, first, blocks};
+        prefetch(chain_.data(), static_cast<int>(chain_.size()), tile);
         if (shape_.dot == Dot::float32) tile_->accumulate(window, weights_of(0, group, block_group), data);
         for (int i = 0; i < shape_.input_planes && shape_.dot != Dot::float32; i++) {
             if (i)

@@ -46,7 +46,7 @@ class Conv {
   public:
     // `thresholds` may be null; then the chain says what becomes of the accumulators.
     Conv(const ConvShape& shape, ConvWeights weights, Image input, std::vector<ChainOp> chain, const float* scale,
-         const Thresholds* thresholds, const Kernels& kernels);
+         const float* bias, const Thresholds* thresholds, const Kernels& kernels);
 
     // Lay the weights out for one of the tiles that fit; the first to begin with.
     const std::vector<const ConvTile*>& tiles() const { return fitting_; }
@@ -78,7 +78,7 @@ class Conv {
     ConvWeights weights_;
     Image input_;
     std::vector<ChainOp> chain_;
-    const float* scale_;
+    const float *scale_, *bias_;
     bool has_thresholds_;
     Thresholds thresholds_{};
     const Kernels& kernels_;

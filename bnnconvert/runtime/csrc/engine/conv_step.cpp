@@ -50,7 +50,7 @@ class ConvStep : public Step {
         const ConvShape& s = step.conv;
         key_ = {static_cast<int>(s.dot), s.channels, s.outputs, s.groups, s.input_planes, s.weight_planes, s.kernel_h,
                 s.kernel_w, s.stride_h, s.stride_w, s.dilation_h, s.dilation_w, s.height, s.width,
-                step.thresholds.bytes > 0, static_cast<int>(step.chain.size())};
+                step.thresholds.bytes > 0, step.bias.bytes > 0, static_cast<int>(step.chain.size())};
     }
 
     const char* kernel() const override {
@@ -98,7 +98,7 @@ class ConvStep : public Step {
         if (step.thresholds.bytes)
             thresholds = {step.thresholds.as<int32_t>(), step.start.data, build.image(step.output)};
         return Conv(step.conv, elements_of(step), build.image(step.input), make_chain(step, build),
-                    step.scale.as<float>(), step.thresholds.bytes ? &thresholds : nullptr, build.kernels);
+                    step.scale.as<float>(), step.bias.as<float>(), step.thresholds.bytes ? &thresholds : nullptr, build.kernels);
     }
 
     Conv conv_;

@@ -59,7 +59,7 @@ struct StepSpec {
     int height = 0, width = 0;    // of the positions that the chain runs over
     int channels = 0;             // that it runs over
     ConvShape conv{};
-    Blob weights, scale, thresholds, start;
+    Blob weights, scale, bias, thresholds, start;
     Reduce reduce{};
     int divisor = 0;              // of a sum; 0 stands for the number of taps inside the image
     bool logarithm = false;

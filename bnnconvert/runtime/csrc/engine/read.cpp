@@ -184,6 +184,9 @@ class StepReader {
         require(step_.scale.bytes == 0 || step_.scale.bytes == planes * padded(conv.outputs) * 4,
                 "its scales are not as many as its outputs");
         require(step_.scale.bytes || planes == 1, "several planes need scales");
+        step_.bias = words_.blob(-1, "a bias");
+        require(step_.bias.bytes == 0 || (conv.dot != Dot::float32 && step_.bias.bytes == padded(conv.outputs) * 4),
+                "its biases are not as many as its outputs");
         step_.thresholds = words_.blob(-1, "a threshold");
         step_.start = words_.blob(-1, "a start");
         if (step_.thresholds.bytes == 0) return;

@@ -185,13 +185,17 @@ void run_chain(const ChainOp* ops, int count, const Tile& tile) {
 
 template <class F>
 BNN_INLINE void combine_with(Plane plane, Tile tile, F accumulator) {
+    const int first = kLanes * tile.first;
+    const float* scale = plane.scale ? plane.scale + first : nullptr;
+    const float* bias = plane.bias ? plane.bias + first : nullptr;
     for (int p = 0; p < tile.pixels; p++) {
-        const int32_t* base = plane.base[p] + kLanes * tile.first;
-        const float* scale = plane.scale + (plane.scale ? kLanes * tile.first : 0);
+        const int32_t* base = plane.base[p] + first;
         for (int q = 0; q < tile.blocks; q++) {
-            const Ints counts = load_ints(plane.counts + kLanes * (p * tile.row + q));
-            Floats v = __builtin_convertvector(accumulator(load_ints(base + kLanes * q), counts), Floats);
-            if (plane.scale) v = v * load(scale + kLanes * q);
+            const int c = kLanes * q;
+            const Ints counts = load_ints(plane.counts + kLanes * p * tile.row + c);
+            Floats v = __builtin_convertvector(accumulator(load_ints(base + c), counts), Floats);
+            if (scale) v = v * load(scale + c);
+            if (bias) v = v + load(bias + c);
             float* to = vector(tile, p, q);
             store(to, plane.is_first ? v : load(to) + v);
         }

@@ -80,11 +80,24 @@ struct Plane {
     const int32_t* counts;
     const int32_t* const* base;  // per pixel, then per channel
     const float* scale;          // per channel; null for 1
+    const float* bias;           // per channel; null for 0
     bool is_mismatch, is_first;
 };
 
-// acc = base + counts, or base - 2 counts for mismatches;   v = (is_first ? 0 : v) + acc * scale
+// acc = base + counts, or base - 2 counts for mismatches;   v = (is_first ? 0 : v) + acc * scale + bias
 using CombineFn = void (*)(const Plane& plane, const Tile& tile);
+
+// Asks for the parts of images that the operations on a tile will read or write, so that they are in the first-level
+// cache when the tile's numbers are there.
+inline void prefetch(const ChainOp* ops, int count, const Tile& tile) {
+    for (int i = 0; i < count; i++) {
+        if (!ops[i].image.data || ops[i].code == ChainCode::encode) continue;
+        for (int p = 0; p < tile.pixels; p++) {
+            const uint32_t* x = at(ops[i].image, tile.places[p]) + 16 * tile.first;
+            for (int q = 0; q < tile.blocks; q++) __builtin_prefetch(x + 16 * q, ops[i].code == ChainCode::store);
+        }
+    }
+}
 
 struct ChainKernel {
     ChainFn run;
