@@ -54,14 +54,18 @@ def inspect(
 
 
 def _inspect_artifact(target: str, session: Session) -> Inspection:
+    executor = session.executor
+    steps = [step for engine in executor.engines for step in engine.steps()]
     layers = tuple(
         {
             "name": node.outputs[0].name,
             "op": node.op,
             "layer": node.layer,
             "shape": [list(o.sized(1)) for o in node.outputs],
+            "runs_in": executor.place(number),
+            "reason": executor.reasons.get(number),
         }
-        for node in session.program.nodes
+        for number, node in enumerate(session.program.nodes)
     )
     tensors = session.artifact.tensors
     summary = {
@@ -69,8 +73,11 @@ def _inspect_artifact(target: str, session: Session) -> Inspection:
         "input_shape": list(session.input_shape),
         "tensor_bytes": sum(a.nbytes for a in tensors.values()),
         "tensors": {name: {"dtype": str(a.dtype), "shape": list(a.shape)} for name, a in tensors.items()},
-        "torch_nodes": [
-            node.outputs[0].name for node in session.program.nodes if not node.op.startswith("bnnconvert.")
-        ],
+        "engine": {
+            "isa": session.isa,
+            "memory": sum(engine.memory for engine in executor.engines),
+            "steps": [{"layer": s.layer, "kernel": s.kernel, "tile": s.tile} for s in steps],
+        },
+        "torch_nodes": [layer["name"] for layer in layers if layer["runs_in"] == "torch"],
     }
     return Inspection("artifact", target, layers, summary)

@@ -10,9 +10,9 @@ from bnnconvert.values.report import Inspection
 def inspection_table(found: Inspection) -> Table:
     """One row per layer, or per node of an artifact's program."""
     if found.kind == "artifact":
-        nodes = (Column("node"), Column("operator"), Column("layer"), Column("output"))
+        nodes = (Column("node"), Column("operator"), Column("layer"), Column("output"), Column("runs in"))
         rows = tuple(
-            (str(n["name"]), str(n["op"]), str(n["layer"]), ", ".join(as_shape(s) for s in n["shape"]))
+            (str(n["name"]), str(n["op"]), str(n["layer"]), ", ".join(as_shape(s) for s in n["shape"]), n["runs_in"])
             for n in found.layers
         )
         return Table(f"Artifact {found.name}", nodes, rows)
@@ -68,13 +68,14 @@ def _run_notes(summary: dict[str, Any]) -> list[str]:
 def _artifact_notes(summary: dict[str, Any]) -> list[str]:
     metadata = summary["metadata"]
     count = len(summary["tensors"])
-    float_nodes = len(summary["torch_nodes"])
+    engine, outside = summary["engine"], len(summary["torch_nodes"])
+    isa = f"engine on {engine['isa']}, {len(engine['steps'])} steps" if engine["isa"] else "no native engine"
     return [
         (
             f"Recipe {metadata['recipe'] or 'unknown'}, made by {metadata['producer'] or 'unknown'} from "
             f"{metadata['source'] or 'an unnamed model'}; input {as_shape([None, *summary['input_shape'][1:]])}."
         ),
-        f"{count} tensors, {as_bytes(summary['tensor_bytes'])}; {float_nodes} nodes run in torch.",
+        f"{count} tensors, {as_bytes(summary['tensor_bytes'])}; {isa}; {outside} nodes run in torch.",
         *_metrics(metadata["metrics"]),
     ]
 

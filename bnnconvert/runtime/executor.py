@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -50,9 +51,11 @@ class Executor:
     def __init__(
         self, program: Program, tensors: Mapping[str, Array], where: str, *, threads: int, isa: str | None
     ) -> None:
-        self.program, self.threads, self.where = program, threads, where
+        self.program, self.threads, self.where, self.isa = program, threads, where, isa
+        self.reasons: dict[int, str] = {}
+        """Why nodes are not native, by their number."""
         if isa is None:
-            self.parts, self.reasons = alone(program), {}
+            self.parts = alone(program)
         else:
             self.parts, self.reasons = parts_of(program, tensors)
         specs = program.specs()
@@ -68,6 +71,12 @@ class Executor:
             shapes = [specs[name].sized(1)[1:] for name in part.outputs]
             self.runners.append(_Native(Engine(part.plan.to_bytes(), shapes, threads=threads, isa=isa), part))
         self.dead = self._last_uses()
+
+    def place(self, number: int) -> Literal["engine", "numpy", "torch"]:
+        """Where a node of the program runs."""
+        if self.isa is not None and number not in self.reasons:
+            return "engine"
+        return "torch" if needs_torch([self.program.nodes[number]]) else "numpy"
 
     @property
     def engines(self) -> list[Engine]:
