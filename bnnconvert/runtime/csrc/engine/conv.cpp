@@ -43,7 +43,7 @@ Classes classes(int outputs, int stride, int padding, int dilation, int kernel, 
 
 }  // namespace
 
-Conv::Conv(const ConvShape& shape, ConvWeights weights, Image input, std::vector<ChainOp> chain, const float* scale,
+Conv::Conv(const ConvShape& shape, ConvWeights weights, Image input, Chain chain, const float* scale,
            const float* bias, const Thresholds* thresholds, const Kernels& kernels)
     : shape_(shape), weights_(std::move(weights)), input_(input), chain_(std::move(chain)), scale_(scale), bias_(bias),
       has_thresholds_(thresholds != nullptr), kernels_(kernels) {
@@ -286,17 +286,20 @@ void Conv::threshold(int64_t begin, int64_t end, int group, int block_group) con
     });
 }
 
-// Sums up one input plane and one weight plane of a tile, after its counts are known.
-void Conv::add_plane(int input_plane, int weight_plane, const int32_t* counts, const Tile& tile) const {
+// What one input plane and one weight plane of a tile come to, now that its counts are known: the accumulators of the
+// chain, or with several planes a part of them.
+void Conv::sum_up(int input_plane, int weight_plane, const int32_t* counts, const Tile& tile) const {
     const int total = static_cast<int>(base_.size()) / padded_outputs_ / shape_.weight_planes;
     const int32_t* base[kMaxTilePixels];
     for (int p = 0; p < tile.pixels; p++) {
         const size_t row = static_cast<size_t>(weight_plane) * total + class_of(tile.places[p]);
         base[p] = base_.data() + row * padded_outputs_;
     }
+    if (shape_.planes() == 1) return chain_.run(counts, base, tile);
     const int plane = input_plane * shape_.weight_planes + weight_plane;
-    const float* scale = scale_ ? scale_ + static_cast<size_t>(plane) * padded_outputs_ : nullptr;
-    kernels_.chain.combine({counts, base, scale, plane == 0 ? bias_ : nullptr, shape_.dot == Dot::binary, plane == 0}, tile);
+    const float* scale = scale_ + static_cast<size_t>(plane) * padded_outputs_;
+    kernels_.chain.combine({counts, base, scale, plane == 0 ? bias_ : nullptr, true, plane == 0}, tile);
+    if (plane + 1 == shape_.planes()) chain_.run(tile);
 }
 
 void Conv::accumulate(int64_t begin, int64_t end, int group, int block_group) const {
@@ -307,17 +310,19 @@ void Conv::accumulate(int64_t begin, int64_t end, int group, int block_group) co
     alignas(64) int32_t counts[kMaxTilePixels * kMaxTileBlocks * kLanes];
     for_tiles({group, 0}, begin, end, [&](TilePixels& pixels, Window& window) {
         const Tile tile{data, pixels.places, pixels.count, Q, first, blocks};
-        prefetch(chain_.data(), static_cast<int>(chain_.size()), tile);
-        if (shape_.dot == Dot::float32) tile_->accumulate(window, weights_of(0, group, block_group), data);
-        for (int i = 0; i < shape_.input_planes && shape_.dot != Dot::float32; i++) {
+        chain_.prefetch(tile);
+        if (shape_.dot == Dot::float32) {
+            tile_->accumulate(window, weights_of(0, group, block_group), data);
+            return chain_.run(tile);
+        }
+        for (int i = 0; i < shape_.input_planes; i++) {
             if (i)
                 for (const uint32_t*& from : pixels.windows) from += plane_words_;
             for (int m = 0; m < shape_.weight_planes; m++) {
                 tile_->accumulate(window, weights_of(m, group, block_group), counts);
-                add_plane(i, m, counts, tile);
+                sum_up(i, m, counts, tile);
             }
         }
-        kernels_.chain.run(chain_.data(), static_cast<int>(chain_.size()), tile);
     });
 }
 
@@ -348,9 +353,8 @@ void Conv::accumulate_rows(int64_t begin, int64_t end, uint32_t* scratch) const 
                                                 static_cast<size_t>(p) * padded_outputs_ + group * outputs + from,
                                             part + p * Q * kLanes, sizeof *part * static_cast<size_t>(many));
                         });
-                if (!is_float) add_plane(plane, m, reinterpret_cast<const int32_t*>(counts), tile);
+                is_float ? chain_.run(tile) : sum_up(plane, m, reinterpret_cast<const int32_t*>(counts), tile);
             }
-        kernels_.chain.run(chain_.data(), static_cast<int>(chain_.size()), tile);
     }
 }
 

@@ -4,31 +4,13 @@
 #include <cstdint>
 #include <vector>
 
+#include "engine/chain.h"
+#include "engine/conv_shape.h"
 #include "engine/memory.h"
 #include "kernels/table.h"
 #include "threads/pool.h"
 
 namespace bnn {
-
-struct ConvShape {
-    Dot dot;
-    int channels, outputs, groups;       // channels are those of one input plane
-    int input_planes, weight_planes;     // 1 unless binary
-    int kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w;
-    int top, left;                       // padding
-    int input_height, input_width, height, width;
-    bool pads_zero;                      // binary: a padded tap adds 0, although its bit says -1
-
-    int group_channels() const { return channels / groups; }
-    int group_outputs() const { return outputs / groups; }
-    int taps() const { return kernel_h * kernel_w; }
-    // Elements of 32 bits that one tap reads.
-    int tap_elements() const {
-        const int per_element = dot == Dot::binary ? 32 : dot == Dot::bytes ? 4 : 1;
-        return (group_channels() + per_element - 1) / per_element;
-    }
-    int elements() const { return taps() * tap_elements(); }
-};
 
 // Weights in no machine's layout: [plane][output][tap][element].
 struct ConvWeights {
@@ -45,7 +27,7 @@ struct Thresholds {
 class Conv {
   public:
     // `thresholds` may be null; then the chain says what becomes of the accumulators.
-    Conv(const ConvShape& shape, ConvWeights weights, Image input, std::vector<ChainOp> chain, const float* scale,
+    Conv(const ConvShape& shape, ConvWeights weights, Image input, Chain chain, const float* scale,
          const float* bias, const Thresholds* thresholds, const Kernels& kernels);
 
     // Lay the weights out for one of the tiles that fit; the first to begin with.
@@ -72,12 +54,12 @@ class Conv {
     void threshold(int64_t begin, int64_t end, int group, int block_group) const;
     void accumulate(int64_t begin, int64_t end, int group, int block_group) const;
     void accumulate_rows(int64_t begin, int64_t end, uint32_t* scratch) const;
-    void add_plane(int input_plane, int weight_plane, const int32_t* counts, const Tile& tile) const;
+    void sum_up(int input_plane, int weight_plane, const int32_t* counts, const Tile& tile) const;
 
     ConvShape shape_;
     ConvWeights weights_;
     Image input_;
-    std::vector<ChainOp> chain_;
+    Chain chain_;
     const float *scale_, *bias_;
     bool has_thresholds_;
     Thresholds thresholds_{};

@@ -1,6 +1,7 @@
 // Convolutions and linear layers as steps: weights from the plan's rows into elements, the tile by timing.
 #include <chrono>
 
+#include "engine/conv.h"
 #include "engine/steps.h"
 
 namespace bnn {
@@ -93,11 +94,16 @@ class ConvStep : public Step {
         return best;
     }
 
+    static Chain chain_of(const StepSpec& step, const Build& build) {
+        if (step.conv.dot == Dot::float32 || step.conv.planes() > 1) return {step, build};
+        return Chain::on_counts(step, build, step.conv.dot == Dot::binary);
+    }
+
     static Conv make(const StepSpec& step, const Build& build) {
         Thresholds thresholds{};
         if (step.thresholds.bytes)
             thresholds = {step.thresholds.as<int32_t>(), step.start.data, build.image(step.output)};
-        return Conv(step.conv, elements_of(step), build.image(step.input), make_chain(step, build),
+        return Conv(step.conv, elements_of(step), build.image(step.input), chain_of(step, build),
                     step.scale.as<float>(), step.bias.as<float>(), step.thresholds.bytes ? &thresholds : nullptr, build.kernels);
     }
 

@@ -7,7 +7,10 @@
 #include <utility>
 #include <vector>
 
+#include "engine/memory.h"
 #include "engine/plan.h"
+#include "kernels/table.h"
+#include "threads/pool.h"
 
 namespace bnn {
 

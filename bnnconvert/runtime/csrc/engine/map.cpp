@@ -7,24 +7,17 @@ namespace {
 class Map : public Step {
   public:
     Map(const StepSpec& step, const Build& build)
-        : positions_{step.height, step.width, step.channels}, kernel_(build.kernels.chain),
-          chain_(make_chain(step, build)) {
-        ChainOp load{};
-        load.code = ChainCode::load;
-        load.image = build.image(step.input);
-        chain_.insert(chain_.begin(), load);
-    }
+        : positions_{step.height, step.width, step.channels}, chain_(step, build, &build.image(step.input)) {}
 
     const char* kernel() const override { return "map"; }
 
     void run(int samples, Pool& pool) override {
-        run_tiles(positions_, samples, is_parallel ? pool.threads() : 1, pool, kernel_, chain_, [](const Tile&) {});
+        run_tiles(positions_, samples, is_parallel ? pool.threads() : 1, pool, chain_, [](const Tile&) {});
     }
 
   private:
     Positions positions_;
-    const ChainKernel& kernel_;
-    std::vector<ChainOp> chain_;
+    Chain chain_;
 };
 
 }  // namespace

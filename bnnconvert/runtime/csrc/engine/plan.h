@@ -8,7 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "engine/conv.h"
+#include "engine/conv_shape.h"
+#include "kernels/window/window.h"
 
 namespace bnn {
 

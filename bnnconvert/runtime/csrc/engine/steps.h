@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "engine/chain.h"
 #include "engine/engine.h"
 
 namespace bnn {
@@ -17,8 +18,6 @@ struct Build {
     const ImageSpec& spec(int image) const { return plan.images[static_cast<size_t>(image)]; }
     const Image& image(int image) const { return images[static_cast<size_t>(image)]; }
 };
-
-std::vector<ChainOp> make_chain(const StepSpec& step, const Build& build);
 
 std::unique_ptr<Step> make_conv(const StepSpec& step, const Build& build);
 std::unique_ptr<Step> make_window(const StepSpec& step, const Build& build);

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
 #include "engine/steps.h"
 #include "engine/walk.h"
@@ -17,8 +16,7 @@ struct Positions {
 
 // Calls fill(tile) for every tile of `samples` images, then the chain on it; threads share the pixels.
 template <class F>
-void run_tiles(const Positions& positions, int samples, int threads, Pool& pool, const ChainKernel& kernel,
-               const std::vector<ChainOp>& chain, F&& fill) {
+void run_tiles(const Positions& positions, int samples, int threads, Pool& pool, const Chain& chain, F&& fill) {
     const int64_t pixels = int64_t{samples} * positions.height * positions.width;
     const int64_t tiles = (pixels + kPixels - 1) / kPixels;
     const int blocks = (positions.channels + kLanes - 1) / kLanes;
@@ -35,7 +33,7 @@ void run_tiles(const Positions& positions, int samples, int threads, Pool& pool,
             for (int first = 0; first < blocks; first += kBlocks) {
                 const Tile tile{data, places, count, kBlocks, first, std::min(kBlocks, blocks - first)};
                 fill(tile);
-                kernel.run(chain.data(), static_cast<int>(chain.size()), tile);
+                chain.run(tile);
             }
         }
     });

@@ -9,7 +9,7 @@ class Windows : public Step {
     Windows(const StepSpec& step, const Build& build)
         : positions_{step.height, step.width, step.channels}, shape_(step.conv), reduce_(step.reduce),
           divisor_(step.divisor), input_(build.image(step.input)), kernels_(build.kernels),
-          chain_(make_chain(step, build)), weights_(step.weights.as<float>()) {
+          chain_(step, build), weights_(step.weights.as<float>()) {
         const int64_t row = (step.channels + kLanes - 1) / kLanes * kLanes;
         for (int i = 0; i < shape_.kernel_h; i++)
             for (int j = 0; j < shape_.kernel_w; j++)
@@ -20,10 +20,9 @@ class Windows : public Step {
     const char* kernel() const override { return reduce_ == Reduce::weighted ? "depthwise" : "pool"; }
 
     void run(int samples, Pool& pool) override {
-        run_tiles(positions_, samples, is_parallel ? pool.threads() : 1, pool, kernels_.chain, chain_,
-                  [&](const Tile& tile) {
-                      for (int p = 0; p < tile.pixels; p++) fill(tile, p);
-                  });
+        run_tiles(positions_, samples, is_parallel ? pool.threads() : 1, pool, chain_, [&](const Tile& tile) {
+            for (int p = 0; p < tile.pixels; p++) fill(tile, p);
+        });
     }
 
   private:
@@ -75,7 +74,7 @@ class Windows : public Step {
     int divisor_;  // 0: the number of taps inside the image
     Image input_;
     const Kernels& kernels_;
-    std::vector<ChainOp> chain_;
+    Chain chain_;
     const float* weights_;
     std::vector<Tap> taps_;  // of a window that lies inside the image
 };

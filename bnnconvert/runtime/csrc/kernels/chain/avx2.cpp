@@ -1,5 +1,5 @@
 #include "kernels/chain/body.h"
 
 namespace bnn {
-const ChainKernel kChainAvx2 = {run_chain, combine};
+const ChainKernel kChainAvx2 = kChain;
 }  // namespace bnn

@@ -1,5 +1,5 @@
 #include "kernels/chain/body.h"
 
 namespace bnn {
-const ChainKernel kChainAvx512 = {run_chain, combine};
+const ChainKernel kChainAvx512 = kChain;
 }  // namespace bnn

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "kernels/chain/chain.h"
 #include "kernels/vector.h"
@@ -16,6 +17,12 @@ constexpr int kLanes = 16;
 // and every turn of a loop would read them again.
 
 BNN_INLINE float* vector(Tile tile, int p, int q) { return tile.data + kLanes * (p * tile.row + q); }
+
+// In this order and with these comparisons a NaN stays a NaN.
+BNN_INLINE Floats clamp(Floats v, Floats low, Floats high) {
+    v = v < low ? low : v;
+    return v > high ? high : v;
+}
 
 template <class F>
 BNN_INLINE void each(Tile tile, F change) {
@@ -136,11 +143,7 @@ void run_one(ChainOp op, Tile tile) {
         case ChainCode::affine:
             return each_channel(tile, [=](Floats v, int c) { return v * load(a + c) + load(b + c); });
         case ChainCode::clamp:
-            // In this order and with these comparisons a NaN stays a NaN.
-            return each(tile, [=](Floats v) {
-                v = v < low ? low : v;
-                return v > high ? high : v;
-            });
+            return each(tile, [=](Floats v) { return clamp(v, low, high); });
         case ChainCode::prelu:
             return each_channel(tile, [=](Floats v, int c) { return v < 0.0f ? v * load(a + c) : v; });
         case ChainCode::exp: return each(tile, [](Floats v) { return exp(v); });
@@ -208,6 +211,69 @@ void combine(const Plane& plane, const Tile& tile) {
     else
         combine_with(plane, tile, [](Ints base, Ints counts) { return base + counts; });
 }
+
+template <int kNumber>
+void run_fused(const Fused& from, const int32_t* counts, const int32_t* const* base, const Tile& whole) {
+    constexpr Form form = Form::of(kNumber);
+    constexpr bool writes_floats = form.write != Write::bits, writes_bits = form.write != Write::floats;
+    const Fused f = from;
+    const Tile tile = whole;
+    const uint32_t *source[kMaxTilePixels], *operand[kMaxTilePixels];
+    uint32_t* floats[kMaxTilePixels];
+    uint16_t* bits[kMaxTilePixels];
+    for (int p = 0; p < tile.pixels; p++) {
+        const Place place = tile.places[p];
+        const int first = kLanes * tile.first;
+        if constexpr (form.source == Source::image) source[p] = at(f.source, place) + first;
+        if constexpr (form.adds) operand[p] = at(f.operand, place) + first;
+        if constexpr (writes_floats) floats[p] = at(f.floats, place) + first;
+        if constexpr (writes_bits) bits[p] = reinterpret_cast<uint16_t*>(at(f.bits, place)) + tile.first;
+    }
+    for (int q = 0; q < tile.blocks; q++) {
+        const int c = kLanes * (tile.first + q), i = kLanes * q;
+        const Floats scale = load(f.scale + c), bias = load(f.bias + c);
+        Floats before_a, before_b, slope, after_a, after_b, threshold;
+        uint16_t start = 0;
+        if constexpr (form.activation == Activation::prelu) {
+            before_a = load(f.before_a + c), before_b = load(f.before_b + c), slope = load(f.slope + c);
+            after_a = load(f.after_a + c), after_b = load(f.after_b + c);
+        }
+        if constexpr (writes_bits) threshold = load(f.thresholds + c), start = f.start[tile.first + q];
+        for (int p = 0; p < tile.pixels; p++) {
+            const int at = i + kLanes * p * tile.row;
+            Floats v;
+            if constexpr (form.source == Source::mismatches) {
+                const Ints n = load_ints(counts + at);
+                v = __builtin_convertvector(load_ints(base[p] + c) - n - n, Floats);
+            } else if constexpr (form.source == Source::products) {
+                v = __builtin_convertvector(load_ints(base[p] + c) + load_ints(counts + at), Floats);
+            } else {
+                v = load(form.source == Source::image ? static_cast<const void*>(source[p] + i) : tile.data + at);
+            }
+            v = v * scale + bias;
+            if constexpr (form.adds) v = v + f.factor * load(operand[p] + i);
+            if constexpr (form.activation == Activation::clamp) v = clamp(v, all(f.low), all(f.high));
+            if constexpr (form.activation == Activation::prelu) {
+                v = v * before_a + before_b;
+                v = (v < 0.0f ? v * slope : v) * after_a + after_b;
+            }
+            if constexpr (writes_floats) store(floats[p] + i, v);
+            if constexpr (writes_bits) bits[p][q] = start ^ mask_at_least(v, threshold);
+        }
+    }
+}
+
+template <int... kNumbers>
+struct FusedTable {
+    static constexpr FusedFn rows[] = {run_fused<kNumbers>...};
+};
+
+template <int... kNumbers>
+constexpr const FusedFn* fused_table(std::integer_sequence<int, kNumbers...>) {
+    return FusedTable<kNumbers...>::rows;
+}
+
+constexpr ChainKernel kChain = {run_chain, combine, fused_table(std::make_integer_sequence<int, kForms>{})};
 
 }  // namespace
 }  // namespace bnn

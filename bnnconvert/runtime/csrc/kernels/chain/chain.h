@@ -87,6 +87,52 @@ struct Plane {
 // acc = base + counts, or base - 2 counts for mismatches;   v = (is_first ? 0 : v) + acc * scale + bias
 using CombineFn = void (*)(const Plane& plane, const Tile& tile);
 
+// The chain that most layers have, in one pass over registers. Which parts there are, a form says:
+//
+//     v = source * scale[c] + bias[c],   v += factor * operand,   v = activation(v),   stores as floats, as bits, or both
+//
+// The source are numbers: mismatches m as base - 2 m, products n as base + n, those in the tile, or those of an image.
+// Channels come in whole blocks, and in pairs of blocks where there are bits.
+enum class Source : uint8_t { mismatches, products, tile, image };
+enum class Activation : uint8_t {
+    none,
+    clamp,  // to [low, high]
+    prelu,  // of v * before_a[c] + before_b[c], with after_a and after_b behind it: RPReLU
+};
+enum class Write : uint8_t { floats, bits, both };
+
+struct Form {
+    Source source;
+    bool adds;
+    Activation activation;
+    Write write;
+
+    constexpr int number() const {
+        return ((static_cast<int>(source) * 2 + adds) * 3 + static_cast<int>(activation)) * 3 + static_cast<int>(write);
+    }
+    static constexpr Form of(int number) {
+        return {static_cast<Source>(number / 18), number / 9 % 2 == 1, static_cast<Activation>(number / 3 % 3),
+                static_cast<Write>(number % 3)};
+    }
+};
+
+constexpr int kForms = 4 * 2 * 3 * 3;
+
+struct Fused {
+    const float *scale, *bias;
+    Image source, operand;
+    float factor, low, high;
+    const float *before_a, *before_b, *slope, *after_a, *after_b;
+    Image floats, bits;
+    const float* thresholds;  // one per channel
+    const uint16_t* start;    // per block
+};
+
+constexpr int kMaxTilePixels = 16;
+
+// Counts and their base, which are laid out as in `Plane`, belong to the first two sources.
+using FusedFn = void (*)(const Fused&, const int32_t* counts, const int32_t* const* base, const Tile&);
+
 // Asks for the parts of images that the operations on a tile will read or write, so that they are in the first-level
 // cache when the tile's numbers are there.
 inline void prefetch(const ChainOp* ops, int count, const Tile& tile) {
@@ -102,6 +148,7 @@ inline void prefetch(const ChainOp* ops, int count, const Tile& tile) {
 struct ChainKernel {
     ChainFn run;
     CombineFn combine;
+    const FusedFn* fused;  // by the form's number
 };
 
 extern const ChainKernel kChainPortable;

@@ -1,5 +1,5 @@
 #include "kernels/chain/body.h"
 
 namespace bnn {
-const ChainKernel kChainNeon = {run_chain, combine};
+const ChainKernel kChainNeon = kChain;
 }  // namespace bnn

@@ -1,5 +1,5 @@
 #include "kernels/chain/body.h"
 
 namespace bnn {
-const ChainKernel kChainPortable = {run_chain, combine};
+const ChainKernel kChainPortable = kChain;
 }  // namespace bnn

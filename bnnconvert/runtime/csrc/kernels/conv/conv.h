@@ -16,6 +16,7 @@
 #include <cstdint>
 
 #include "cpu/isa.h"
+#include "kernels/chain/chain.h"  // kMaxTilePixels
 
 namespace bnn {
 
@@ -47,7 +48,6 @@ struct ConvTile {
     ThresholdFn threshold;  // binary only
 };
 
-constexpr int kMaxTilePixels = 16;
 constexpr int kMaxTileBlocks = 8;
 
 }  // namespace bnn

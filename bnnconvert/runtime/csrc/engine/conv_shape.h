@@ -1,0 +1,31 @@
+// The geometry of a convolution or linear layer.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/conv/conv.h"
+
+namespace bnn {
+
+struct ConvShape {
+    Dot dot;
+    int channels, outputs, groups;       // channels are those of one input plane
+    int input_planes, weight_planes;     // 1 unless binary
+    int kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w;
+    int top, left;                       // padding
+    int input_height, input_width, height, width;
+    bool pads_zero;                      // binary: a padded tap adds 0, although its bit says -1
+
+    int group_channels() const { return channels / groups; }
+    int group_outputs() const { return outputs / groups; }
+    int planes() const { return input_planes * weight_planes; }
+    int taps() const { return kernel_h * kernel_w; }
+    // Elements of 32 bits that one tap reads.
+    int tap_elements() const {
+        const int per_element = dot == Dot::binary ? 32 : dot == Dot::bytes ? 4 : 1;
+        return (group_channels() + per_element - 1) / per_element;
+    }
+    int elements() const { return taps() * tap_elements(); }
+};
+
+}  // namespace bnn
