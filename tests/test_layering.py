@@ -14,7 +14,7 @@ LAYERS: list[set[str]] = [
     {"recipe", "binarizers", "estimators"},
     {"layers", "artifact", "graph"},
     {"load", "trace", "plan", "rewrite", "train", "lower", "runtime"},
-    {"exporters", "report"},
+    {"bench", "exporters", "report"},
     {"pipeline"},
     {"cli"},
     {"__main__"},

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from bnnconvert import __version__
+from bnnconvert.cli.bench import bench
 from bnnconvert.cli.convert import convert
 from bnnconvert.cli.evaluate import evaluate
 from bnnconvert.cli.export import export
@@ -23,6 +24,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "run": run,
     "verify": verify,
+    "bench": bench,
     "inspect": inspect,
     "recipes": recipes,
 }

@@ -1,5 +1,6 @@
 """The stages in order, and the Python API. Only this package imports all stages."""
 
+from bnnconvert.pipeline.bench import bench
 from bnnconvert.pipeline.convert import check_recipe, convert, convert_model, open_run
 from bnnconvert.pipeline.evaluate import evaluate
 from bnnconvert.pipeline.export import export
@@ -10,6 +11,7 @@ from bnnconvert.pipeline.verify import verify
 
 __all__ = [
     "Student",
+    "bench",
     "check_recipe",
     "convert",
     "convert_model",

@@ -4,6 +4,7 @@ Without the engine every node is a part of its own; that form is the oracle of t
 """
 
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 
 from bnnconvert.artifact.schema import Array
 from bnnconvert.runtime.execute import Call, load_torch, needs_torch, prepare
-from bnnconvert.runtime.native import Engine
+from bnnconvert.runtime.native import Engine, StepTime
 from bnnconvert.runtime.segments import Part, alone, parts_of
 from bnnconvert.values.program import Program
 
@@ -27,9 +28,15 @@ Values = dict[str, Array]
 class _Portable:
     call: Call
     names: tuple[str, ...]
+    layer: str
 
     def run(self, values: Values, samples: int) -> None:
         values.update(zip(self.names, self.call(values, samples), strict=True))
+
+    def measure(self, values: Values, samples: int) -> list[StepTime]:
+        start = time.perf_counter()
+        self.run(values, samples)
+        return [StepTime(self.layer, "outside the engine", "", time.perf_counter() - start)]
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,11 @@ class _Native:
     def run(self, values: Values, samples: int) -> None:
         inputs = [np.ascontiguousarray(values[name]) for name in self.part.inputs]
         values.update(zip(self.part.outputs, self.engine.run(inputs), strict=True))
+
+    def measure(self, values: Values, samples: int) -> list[StepTime]:
+        with self.engine.profiled():
+            self.run(values, samples)
+        return self.engine.steps()
 
 
 class Executor:
@@ -65,7 +77,8 @@ class Executor:
         self.runners: list[_Portable | _Native] = []
         for part in self.parts:
             if part.plan is None:
-                self.runners.append(_Portable(next(calls), tuple(spec.name for spec in part.nodes[0].outputs)))
+                (node,) = part.nodes
+                self.runners.append(_Portable(next(calls), tuple(spec.name for spec in node.outputs), node.layer))
                 continue
             assert isa is not None, "only the engine has plans"
             shapes = [specs[name].sized(1)[1:] for name in part.outputs]
@@ -98,6 +111,12 @@ class Executor:
                     for name in dead:
                         del values[name]
         return values
+
+    def measure(self, x: Array) -> list[StepTime]:
+        """Run with a clock around each step of the engine and each node outside."""
+        values = {self.program.inputs[0].name: x}
+        with self._torch_on_threads():
+            return [step for runner in self.runners for step in runner.measure(values, len(x))]
 
     def _last_uses(self) -> list[list[str]]:
         """For each part, the values that nobody needs after it."""

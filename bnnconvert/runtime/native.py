@@ -6,7 +6,8 @@ A call costs about two microseconds on top of the engine's own time, and the lib
 import ctypes
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,14 +124,14 @@ class Engine:
             raise UsageError(self._error())
         return outputs
 
-    def measure(self, inputs: Sequence[Array]) -> list[StepTime]:
-        """Run once with a clock around each step."""
+    @contextmanager
+    def profiled(self) -> Iterator[None]:
+        """Put a clock around each step for as long as the context lasts."""
         self._library.bnn_profile(self._handle, 1)
         try:
-            self.run(inputs)
+            yield
         finally:
             self._library.bnn_profile(self._handle, 0)
-        return self.steps()
 
     def steps(self) -> list[StepTime]:
         """The steps in order."""

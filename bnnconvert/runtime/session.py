@@ -15,6 +15,7 @@ from bnnconvert.artifact.schema import Array, Artifact
 from bnnconvert.errors import UsageError, VerificationError
 from bnnconvert.runtime import native
 from bnnconvert.runtime.executor import Executor
+from bnnconvert.runtime.native import StepTime
 from bnnconvert.values.program import Output
 
 CHUNK_ELEMENTS = 2**22
@@ -76,6 +77,11 @@ class Session:
                 for name in names:
                     parts[name].append(values[name])
         return structured(self.program.output, {name: self._joined(name, arrays) for name, arrays in parts.items()})
+
+    def measure(self, x: npt.ArrayLike) -> list[StepTime]:
+        """Run once with a clock around each step."""
+        with self._turn:
+            return self.executor.measure(self._checked(x))
 
     def trace(self, x: npt.ArrayLike) -> Mapping[str, Array]:
         """Every value of the program by name, for all samples at once, computed without the engine."""

@@ -144,3 +144,48 @@ class Inspection:
     name: str
     layers: tuple[dict[str, Any], ...]
     summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PeerTime:
+    """What one run of a model takes in one runtime. Units: seconds."""
+
+    name: str
+    title: str
+    median: float | None
+    spread: float | None
+    """Half of the range between the quartiles."""
+    difference: float | None
+    """From the float original's output in torch, in units of its largest magnitude; None for the artifact."""
+    failure: str | None
+    """Why there is no time."""
+
+
+@dataclass(frozen=True)
+class BenchLayer:
+    """One layer of the artifact. Units: seconds."""
+
+    layer: str
+    how: str
+    seconds: float
+    float_seconds: float | None
+    """The same layer of the float original in torch, without batch norm and activation; None where it has none."""
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """The artifact's speed beside that of its float original."""
+
+    artifact: str
+    isa: str | None
+    threads: int
+    batch: int
+    rounds: int
+    golden_difference: float
+    peers: tuple[PeerTime, ...]
+    layers: tuple[BenchLayer, ...]
+
+    @property
+    def slow_layers(self) -> tuple[str, ...]:
+        """Layers that the float original is quicker at."""
+        return tuple(x.layer for x in self.layers if x.float_seconds is not None and x.float_seconds < x.seconds)

@@ -12,9 +12,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from bnnconvert.artifact.schema import Array
-from bnnconvert.runtime.compile.plan import WRITES, Code, Dot, Geometry, Image, Kind, Op, Plan, Step, StepKind, per_channel
-from bnnconvert.values.program import Argument, Batch, Constant, NonFinite, Node, Program, Value
-
+from bnnconvert.runtime.compile.plan import (
+    WRITES,
+    Code,
+    Dot,
+    Geometry,
+    Image,
+    Kind,
+    Op,
+    Plan,
+    Step,
+    StepKind,
+    per_channel,
+)
+from bnnconvert.values.program import Argument, Constant, Node, NonFinite, Program, Value
 
 ENCODE = "bnnconvert.encode"
 

@@ -66,8 +66,15 @@ def _binary(
 ) -> Made:
     planes, outputs, _ = weight.shape
     step = Step(
-        StepKind.CONV, c.layer, input=bits, geometry=lay, dot=Dot.BINARY,
-        groups=groups, weight_planes=planes, pads_zero=pads_zero, weights=weight,
+        StepKind.CONV,
+        c.layer,
+        input=bits,
+        geometry=lay,
+        dot=Dot.BINARY,
+        groups=groups,
+        weight_planes=planes,
+        pads_zero=pads_zero,
+        weights=weight,
     )
     made = Made((bits.planes * planes * outputs, *lay.out)[:rank])
     c.start(step, made)

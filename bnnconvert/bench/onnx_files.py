@@ -1,0 +1,61 @@
+"""The float original as ONNX files, made when the first peer asks for them."""
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+
+from bnnconvert.bench.peers.base import Array, Files
+
+CALIBRATION_BATCHES = 4
+
+
+def float_model(files: Files) -> Path:
+    """The original in float32."""
+    path = files.folder / "original.onnx"
+    if not path.exists():
+        import torch
+
+        exported = torch.export.load(files.exported)
+        torch.onnx.export(exported, f=str(path), dynamo=True, external_data=False, verbose=False)
+    return path
+
+
+def int8_model(files: Files) -> Path:
+    """The original quantized after training: 8 bits, per channel, calibrated on the input and on noise like it."""
+    path = files.folder / "original-int8.onnx"
+    if not path.exists():
+        import onnxruntime
+        from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+
+        folded = files.folder / "original-folded.onnx"
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(folded)
+        session = onnxruntime.InferenceSession(str(float_model(files)), options, providers=["CPUExecutionProvider"])
+        with contextlib.redirect_stdout(None):
+            quantize_static(
+                str(folded),
+                str(path),
+                _Calibration(session.get_inputs()[0].name, np.load(files.input)),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+            )
+    return path
+
+
+class _Calibration:
+    """Batches in the form that the quantizer asks for."""
+
+    def __init__(self, name: str, x: Array) -> None:
+        generator = np.random.default_rng(0)
+        noise = (
+            generator.standard_normal(x.shape, np.float32) * x.std() + x.mean() for _ in range(CALIBRATION_BATCHES)
+        )
+        self._batches = iter([{name: x}, *({name: batch} for batch in noise)])
+
+    def get_next(self) -> dict[str, Array] | None:
+        """One batch, or None at the end."""
+        return next(self._batches, None)

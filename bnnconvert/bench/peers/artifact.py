@@ -1,0 +1,22 @@
+"""The artifact in a session: what all others are compared with."""
+
+import numpy as np
+
+from bnnconvert.bench.peers.base import Array, Files, LayerTime, Peer, Predict
+from bnnconvert.runtime import Session
+from bnnconvert.runtime.session import flattened
+
+
+class Artifact(Peer):
+    """The packed artifact."""
+
+    title = "bnnconvert"
+    packages = ()
+    runs_float = False
+
+    def open(self, files: Files, threads: int) -> Predict:
+        session = self.session = Session(files.artifact, threads=threads)
+        return lambda x: np.asarray(flattened(session.run(x))[0])
+
+    def layers(self, x: Array) -> list[LayerTime]:
+        return [LayerTime(s.layer, f"{s.kernel} {s.tile}".strip(), s.seconds) for s in self.session.measure(x)]
