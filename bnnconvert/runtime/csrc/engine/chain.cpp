@@ -64,6 +64,7 @@ bool Chain::fuse(Source source) {
     const float *ones = ones_.data(), *zeros = zeros_.data();
     auto op = ops_.begin();
     const auto is = [&](ChainCode code) { return op != ops_.end() && op->code == code; };
+    const auto is_then = [&](ChainCode code) { return ops_.end() - op > 1 && op[1].code == code; };
     const auto affine = [&](const float*& a, const float*& b) {
         a = ones, b = zeros;
         if (is(ChainCode::affine)) a = op->a, b = op->b, ++op;
@@ -80,16 +81,19 @@ bool Chain::fuse(Source source) {
     if (is(ChainCode::clamp)) {
         form.activation = Activation::clamp;
         parts_.low = op->low, parts_.high = op->high, ++op;
-    } else if (is(ChainCode::affine) || is(ChainCode::prelu)) {
+    } else if ((is(ChainCode::affine) && !is_then(ChainCode::encode)) || is(ChainCode::prelu)) {
         form.activation = Activation::prelu;
         affine(parts_.before_a, parts_.before_b);
         parts_.slope = ones;
         if (is(ChainCode::prelu)) parts_.slope = op->a, ++op;
         affine(parts_.after_a, parts_.after_b);
     }
-    bool stores = false, encodes = false;
+    bool stores = false, encodes = false, scales = false;
     for (; op != ops_.end(); ++op) {
-        if (op->code == ChainCode::store && !stores && op->channels % kLanes == 0) {
+        if (op->code == ChainCode::affine && !scales && !encodes && is_then(ChainCode::encode)) {
+            scales = true;
+            parts_.bits_a = op->a, parts_.bits_b = op->b;
+        } else if (op->code == ChainCode::store && !stores && !scales && op->channels % kLanes == 0) {
             stores = true;
             parts_.floats = op->image;
         } else if (op->code == ChainCode::encode && !encodes && op->planes == 1 && op->levels == 1 &&
@@ -101,7 +105,8 @@ bool Chain::fuse(Source source) {
         }
     }
     if (!stores && !encodes) return false;
-    form.write = stores && encodes ? Write::both : stores ? Write::floats : Write::bits;
+    if (encodes)
+        form.write = stores ? scales ? Write::both_scaled : Write::both : scales ? Write::scaled_bits : Write::bits;
     fused_ = kernel_.fused[form.number()];
     return true;
 }

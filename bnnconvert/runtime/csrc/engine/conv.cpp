@@ -310,7 +310,7 @@ void Conv::accumulate(int64_t begin, int64_t end, int group, int block_group) co
     alignas(64) int32_t counts[kMaxTilePixels * kMaxTileBlocks * kLanes];
     for_tiles({group, 0}, begin, end, [&](TilePixels& pixels, Window& window) {
         const Tile tile{data, pixels.places, pixels.count, Q, first, blocks};
-        chain_.prefetch(tile);
+        //chain_.prefetch(tile);
         if (shape_.dot == Dot::float32) {
             tile_->accumulate(window, weights_of(0, group, block_group), data);
             return chain_.run(tile);

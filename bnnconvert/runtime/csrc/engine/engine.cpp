@@ -31,6 +31,22 @@ std::vector<int> images_of(const StepSpec& step) {
     return images;
 }
 
+bool is_read(ChainCode code) { return code <= ChainCode::gain; }
+
+// Whether a chain may write `written` over `other`: it has read every number of it just before, and nothing else reads it.
+bool may_overwrite(const StepSpec& step, int written, int other) {
+    if (step.output == written || step.output == other) return false;
+    if (step.input == other && step.kind != StepKind::map) return false;
+    bool is_written = false, was_read = step.input == other;
+    for (const ChainSpec& op : step.chain) {
+        if (op.image == written) is_written = true;
+        if (op.image != other) continue;
+        if (!is_read(op.code) || is_written) return false;
+        was_read = true;
+    }
+    return was_read;
+}
+
 // What padding reads: zeros, or all channels +1, or the byte that stands for zero.
 void fill_halo(const ImageSpec& spec, Array<uint32_t>& buffer) {
     if (spec.kind == Kind::bytes) std::fill(buffer.data(), buffer.data() + buffer.size(), 0x80808080u);
@@ -59,8 +75,8 @@ Engine::Engine(const uint8_t* bytes, size_t size, int threads, Isa isa)
     build(plan);
 }
 
-// Images share a buffer where they have the same layout and are never in use at the same time. Of the same layout
-// only, as then the halo that was filled once stays as it is.
+// Images share a buffer where they have the same layout and are never in use at the same time; the one that was used
+// last, as it is in the cache. Of the same layout only, as then the halo that was filled once stays as it is.
 void Engine::plan_memory(const Plan& plan) {
     const size_t count = plan.images.size();
     std::vector<int> last_use(count, -1), buffer_of(count, -1);
@@ -75,12 +91,17 @@ void Engine::plan_memory(const Plan& plan) {
             const auto image = static_cast<size_t>(number);
             if (buffer_of[image] >= 0) continue;
             const ImageSpec& spec = plan.images[image];
-            for (size_t b = 0; b < owner.size() && buffer_of[image] < 0; b++) {
-                const auto other = static_cast<size_t>(owner[b]);
-                if (last_use[other] < static_cast<int>(i) && same_layout(plan.images[other], spec))
-                    buffer_of[image] = static_cast<int>(b), owner[b] = number;
+            int newest = -1;
+            for (size_t b = 0; b < owner.size(); b++) {
+                const int used = last_use[static_cast<size_t>(owner[b])], now = static_cast<int>(i);
+                const bool is_free = used < now || (used == now && may_overwrite(plan.steps[i], number, owner[b]));
+                const bool fits = is_free && same_layout(plan.images[static_cast<size_t>(owner[b])], spec);
+                if (fits && used > newest) newest = used, buffer_of[image] = static_cast<int>(b);
             }
-            if (buffer_of[image] >= 0) continue;
+            if (buffer_of[image] >= 0) {
+                owner[static_cast<size_t>(buffer_of[image])] = number;
+                continue;
+            }
             buffer_of[image] = static_cast<int>(owner.size());
             owner.push_back(number);
             buffers_.emplace_back(static_cast<size_t>(spec.sample() * chunk_));

@@ -215,50 +215,43 @@ void combine(const Plane& plane, const Tile& tile) {
 template <int kNumber>
 void run_fused(const Fused& from, const int32_t* counts, const int32_t* const* base, const Tile& whole) {
     constexpr Form form = Form::of(kNumber);
-    constexpr bool writes_floats = form.write != Write::bits, writes_bits = form.write != Write::floats;
+    constexpr bool counted = form.source == Source::mismatches || form.source == Source::products;
+    constexpr bool scales_bits = form.write == Write::scaled_bits || form.write == Write::both_scaled;
+    constexpr bool writes_floats = form.write != Write::bits && form.write != Write::scaled_bits;
+    constexpr bool writes_bits = form.write != Write::floats;
     const Fused f = from;
     const Tile tile = whole;
-    const uint32_t *source[kMaxTilePixels], *operand[kMaxTilePixels];
-    uint32_t* floats[kMaxTilePixels];
-    uint16_t* bits[kMaxTilePixels];
+    const int first = kLanes * tile.first, end = kLanes * tile.blocks;
+    const float *scale = f.scale + first, *bias = f.bias + first, *thresholds = f.thresholds + first;
+    const uint16_t* start = f.start + tile.first;
     for (int p = 0; p < tile.pixels; p++) {
         const Place place = tile.places[p];
-        const int first = kLanes * tile.first;
-        if constexpr (form.source == Source::image) source[p] = at(f.source, place) + first;
-        if constexpr (form.adds) operand[p] = at(f.operand, place) + first;
-        if constexpr (writes_floats) floats[p] = at(f.floats, place) + first;
-        if constexpr (writes_bits) bits[p] = reinterpret_cast<uint16_t*>(at(f.bits, place)) + tile.first;
-    }
-    for (int q = 0; q < tile.blocks; q++) {
-        const int c = kLanes * (tile.first + q), i = kLanes * q;
-        const Floats scale = load(f.scale + c), bias = load(f.bias + c);
-        Floats before_a, before_b, slope, after_a, after_b, threshold;
-        uint16_t start = 0;
-        if constexpr (form.activation == Activation::prelu) {
-            before_a = load(f.before_a + c), before_b = load(f.before_b + c), slope = load(f.slope + c);
-            after_a = load(f.after_a + c), after_b = load(f.after_b + c);
-        }
-        if constexpr (writes_bits) threshold = load(f.thresholds + c), start = f.start[tile.first + q];
-        for (int p = 0; p < tile.pixels; p++) {
-            const int at = i + kLanes * p * tile.row;
+        const void* source = tile.data + int64_t{p} * tile.row * kLanes;
+        if constexpr (form.source == Source::image) source = at(f.source, place) + first;
+        if constexpr (counted) source = counts + int64_t{p} * tile.row * kLanes;
+        const int32_t* zero = counted ? base[p] + first : nullptr;
+        const uint32_t* operand = form.adds ? at(f.operand, place) + first : nullptr;
+        uint32_t* floats = writes_floats ? at(f.floats, place) + first : nullptr;
+        uint16_t* bits = writes_bits ? reinterpret_cast<uint16_t*>(at(f.bits, place)) + tile.first : nullptr;
+        for (int c = 0; c < end; c += kLanes) {
             Floats v;
-            if constexpr (form.source == Source::mismatches) {
-                const Ints n = load_ints(counts + at);
-                v = __builtin_convertvector(load_ints(base[p] + c) - n - n, Floats);
-            } else if constexpr (form.source == Source::products) {
-                v = __builtin_convertvector(load_ints(base[p] + c) + load_ints(counts + at), Floats);
+            if constexpr (counted) {
+                const Ints n = load_ints(static_cast<const int32_t*>(source) + c), z = load_ints(zero + c);
+                v = __builtin_convertvector(form.source == Source::mismatches ? z - n - n : z + n, Floats);
             } else {
-                v = load(form.source == Source::image ? static_cast<const void*>(source[p] + i) : tile.data + at);
+                v = load(static_cast<const float*>(source) + c);
             }
-            v = v * scale + bias;
-            if constexpr (form.adds) v = v + f.factor * load(operand[p] + i);
+            v = v * load(scale + c) + load(bias + c);
+            if constexpr (form.adds) v = v + f.factor * load(operand + c);
             if constexpr (form.activation == Activation::clamp) v = clamp(v, all(f.low), all(f.high));
             if constexpr (form.activation == Activation::prelu) {
-                v = v * before_a + before_b;
-                v = (v < 0.0f ? v * slope : v) * after_a + after_b;
+                v = v * load(f.before_a + first + c) + load(f.before_b + first + c);
+                v = v < 0.0f ? v * load(f.slope + first + c) : v;
+                v = v * load(f.after_a + first + c) + load(f.after_b + first + c);
             }
-            if constexpr (writes_floats) store(floats[p] + i, v);
-            if constexpr (writes_bits) bits[p][q] = start ^ mask_at_least(v, threshold);
+            if constexpr (writes_floats) store(floats + c, v);
+            if constexpr (scales_bits) v = v * load(f.bits_a + first + c) + load(f.bits_b + first + c);
+            if constexpr (writes_bits) bits[c / kLanes] = start[c / kLanes] ^ mask_at_least(v, load(thresholds + c));
         }
     }
 }

@@ -99,7 +99,13 @@ enum class Activation : uint8_t {
     clamp,  // to [low, high]
     prelu,  // of v * before_a[c] + before_b[c], with after_a and after_b behind it: RPReLU
 };
-enum class Write : uint8_t { floats, bits, both };
+enum class Write : uint8_t {
+    floats,
+    bits,
+    both,
+    scaled_bits,  // of v * bits_a[c] + bits_b[c]
+    both_scaled,
+};
 
 struct Form {
     Source source;
@@ -108,15 +114,15 @@ struct Form {
     Write write;
 
     constexpr int number() const {
-        return ((static_cast<int>(source) * 2 + adds) * 3 + static_cast<int>(activation)) * 3 + static_cast<int>(write);
+        return ((static_cast<int>(source) * 2 + adds) * 3 + static_cast<int>(activation)) * 5 + static_cast<int>(write);
     }
     static constexpr Form of(int number) {
-        return {static_cast<Source>(number / 18), number / 9 % 2 == 1, static_cast<Activation>(number / 3 % 3),
-                static_cast<Write>(number % 3)};
+        return {static_cast<Source>(number / 30), number / 15 % 2 == 1, static_cast<Activation>(number / 5 % 3),
+                static_cast<Write>(number % 5)};
     }
 };
 
-constexpr int kForms = 4 * 2 * 3 * 3;
+constexpr int kForms = 4 * 2 * 3 * 5;
 
 struct Fused {
     const float *scale, *bias;
@@ -124,6 +130,7 @@ struct Fused {
     float factor, low, high;
     const float *before_a, *before_b, *slope, *after_a, *after_b;
     Image floats, bits;
+    const float *bits_a, *bits_b;
     const float* thresholds;  // one per channel
     const uint16_t* start;    // per block
 };
