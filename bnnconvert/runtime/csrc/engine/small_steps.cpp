@@ -14,22 +14,24 @@ class Edge : public Step {
   public:
     Edge(const StepSpec& step, const Build& build, int number, bool is_input)
         : channels_(step.channels), height_(step.height), width_(step.width), number_(number), is_input_(is_input),
-          image_(build.image(is_input ? step.output : step.input)), edges_(build.edges) {}
+          image_(build.image(is_input ? step.output : step.input)), edges_(build.edges),
+          interleave_(build.kernels.rows.interleave) {}
 
     const char* kernel() const override { return is_input_ ? "input" : "output"; }
 
     void run(int samples, Pool&) override {
         const int64_t plane = int64_t{height_} * width_, size = channels_ * plane;
         for (int n = 0; n < samples; n++)
-            for (int y = 0; y < height_; y++)
-                for (int c = 0; c < channels_; c++) {
-                    float* ours = floats(at(image_, {n, y, 0})) + c;
-                    const int64_t theirs = (edges_.first + n) * size + c * plane + int64_t{y} * width_;
-                    if (is_input_)
-                        for (int x = 0; x < width_; x++) ours[x * image_.column] = edges_.inputs[number_][theirs + x];
-                    else
-                        for (int x = 0; x < width_; x++) edges_.outputs[number_][theirs + x] = ours[x * image_.column];
-                }
+            for (int y = 0; y < height_; y++) {
+                float* ours = floats(at(image_, {n, y, 0}));
+                const int64_t theirs = (edges_.first + n) * size + int64_t{y} * width_;
+                if (is_input_)
+                    interleave_(edges_.inputs[number_] + theirs, plane, channels_, width_, ours);
+                else
+                    for (int c = 0; c < channels_; c++)
+                        for (int x = 0; x < width_; x++)
+                            edges_.outputs[number_][theirs + c * plane + x] = ours[x * image_.column + c];
+            }
     }
 
   private:
@@ -37,13 +39,14 @@ class Edge : public Step {
     bool is_input_;
     Image image_;
     const Edges& edges_;
+    InterleaveFn interleave_;
 };
 
 class Softmax : public Step {
   public:
     Softmax(const StepSpec& step, const Build& build)
         : channels_(step.channels), height_(step.height), width_(step.width), logarithm_(step.logarithm),
-          input_(build.image(step.input)), output_(build.image(step.output)), kernel_(build.kernels.softmax) {}
+          input_(build.image(step.input)), output_(build.image(step.output)), kernel_(build.kernels.rows.softmax) {}
 
     const char* kernel() const override { return "softmax"; }
 

@@ -22,7 +22,7 @@ struct Kernels {
     Span<ConvTile> conv;
     ChainKernel chain;
     WindowFn window;
-    SoftmaxFn softmax;
+    RowKernels rows;
 };
 
 // Of every instruction set that this library was built for, whether the machine has it or not.

@@ -1,5 +1,5 @@
 #include "kernels/rows/body.h"
 
 namespace bnn {
-const SoftmaxFn kSoftmaxAvx2 = softmax;
+const RowKernels kRowsAvx2 = {softmax, interleave};
 }  // namespace bnn

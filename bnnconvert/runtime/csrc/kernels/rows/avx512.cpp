@@ -1,5 +1,5 @@
 #include "kernels/rows/body.h"
 
 namespace bnn {
-const SoftmaxFn kSoftmaxAvx512 = softmax;
+const RowKernels kRowsAvx512 = {softmax, interleave};
 }  // namespace bnn

@@ -25,5 +25,35 @@ void softmax(float* x, int count, bool logarithm) {
     for (int i = 0; i < count; i++) x[i] = logarithm ? x[i] - shift : x[i] * scale;
 }
 
+// Lanes of the vector number `part` of sixteen pixels of three channels: where the first two planes and the third one go.
+struct Threes {
+    Ints first_two, third;
+};
+
+constexpr Threes threes(int part) {
+    Threes masks{};
+    for (int lane = 0; lane < 16; lane++) {
+        const int pixel = (16 * part + lane) / 3, channel = (16 * part + lane) % 3;
+        masks.first_two[lane] = channel == 1 ? 16 + pixel : pixel;
+        masks.third[lane] = channel == 2 ? 16 + pixel : lane;
+    }
+    return masks;
+}
+
+void interleave(const float* from, int64_t plane, int channels, int pixels, float* to) {
+    int done = 0;
+    if (channels == 3) {
+        static const Threes masks[3] = {threes(0), threes(1), threes(2)};
+        for (; done + 16 <= pixels; done += 16) {
+            const Floats a = load(from + done), b = load(from + plane + done), c = load(from + 2 * plane + done);
+            for (int part = 0; part < 3; part++)
+                store(to + 3 * done + 16 * part,
+                      __builtin_shuffle(__builtin_shuffle(a, b, masks[part].first_two), c, masks[part].third));
+        }
+    }
+    for (int c = 0; c < channels; c++)
+        for (int x = done; x < pixels; x++) to[int64_t{x} * channels + c] = from[c * plane + x];
+}
+
 }  // namespace
 }  // namespace bnn

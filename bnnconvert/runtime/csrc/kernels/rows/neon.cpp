@@ -1,5 +1,5 @@
 #include "kernels/rows/body.h"
 
 namespace bnn {
-const SoftmaxFn kSoftmaxNeon = softmax;
+const RowKernels kRowsNeon = {softmax, interleave};
 }  // namespace bnn

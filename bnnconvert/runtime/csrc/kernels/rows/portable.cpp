@@ -1,5 +1,5 @@
 #include "kernels/rows/body.h"
 
 namespace bnn {
-const SoftmaxFn kSoftmaxPortable = softmax;
+const RowKernels kRowsPortable = {softmax, interleave};
 }  // namespace bnn

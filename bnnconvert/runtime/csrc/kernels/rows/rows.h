@@ -1,16 +1,26 @@
-// Reductions over a row of channels.
+// Work on rows: reductions over the channels, and the change of order at the way in.
 #pragma once
+
+#include <cstdint>
 
 namespace bnn {
 
 // x[0..count) in place: e^x / sum e^x, or its logarithm.
 using SoftmaxFn = void (*)(float* x, int count, bool logarithm);
 
-extern const SoftmaxFn kSoftmaxPortable;
+// to[pixel][channel] = from[channel][pixel], planes `plane` apart.
+using InterleaveFn = void (*)(const float* from, int64_t plane, int channels, int pixels, float* to);
+
+struct RowKernels {
+    SoftmaxFn softmax;
+    InterleaveFn interleave;
+};
+
+extern const RowKernels kRowsPortable;
 #if defined(__x86_64__)
-extern const SoftmaxFn kSoftmaxAvx2, kSoftmaxAvx512;
+extern const RowKernels kRowsAvx2, kRowsAvx512;
 #elif defined(__aarch64__)
-extern const SoftmaxFn kSoftmaxNeon;
+extern const RowKernels kRowsNeon;
 #endif
 
 }  // namespace bnn
