@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from bnnconvert.artifact.schema import GOLDEN, MAX_ELEMENTS, MAX_EXTENT, MAX_K, MAX_WINDOW_BITS, Array
+from bnnconvert.artifact.schema import GOLDEN, MAX_BYTES, MAX_ELEMENTS, MAX_EXTENT, MAX_K, MAX_WINDOW_BITS, Array
 from bnnconvert.artifact.signatures import SIGNATURES, mismatch
 from bnnconvert.bits import row_bytes
 from bnnconvert.errors import ArtifactError
@@ -192,6 +192,34 @@ def _linear(name: str, given: str, gives: str) -> Callable[[_Arguments], tuple[s
     return rule
 
 
+def _quantize(a: _Arguments) -> tuple[str, Shape]:
+    _, shape = a.value("x", "float32")
+    factor = a.node.arguments["factor"]
+    if not isinstance(factor, int | float) or not 0 < factor < math.inf:
+        raise Defect(f"argument 'factor' is {factor!r}; it must be a positive number")
+    return "int8", shape
+
+
+def _int8_conv2d(a: _Arguments) -> tuple[str, Shape]:
+    _, shape = a.value("x", "int8")
+    weight, groups = a.tensor("weight", "int8", 4), a.number("groups", 1, MAX_K)
+    stride, padding, dilation = (a.pair(n, int(n != "padding")) for n in ("stride", "padding", "dilation"))
+    out, per_group, *kernel = weight.shape
+    k = math.prod(weight.shape[1:])
+    if len(shape) != 4 or shape[1] != per_group * groups or out % groups or k > MAX_BYTES:
+        raise Defect(f"an input of shape {_show(shape)} does not fit a weight of shape {list(weight.shape)}")
+    sizes = [_positions(s, *g) for s, *g in zip(shape[2:], kernel, stride, padding, dilation, strict=True)]
+    return "int32", (shape[0], out, *sizes)
+
+
+def _int8_linear(a: _Arguments) -> tuple[str, Shape]:
+    _, shape = a.value("x", "int8")
+    weight = a.tensor("weight", "int8", 2)
+    if shape[-1] != weight.shape[1] or weight.shape[1] > MAX_BYTES:
+        raise Defect(f"an input of shape {_show(shape)} does not fit a weight of shape {list(weight.shape)}")
+    return "int32", (*shape[:-1], weight.shape[0])
+
+
 def _affine(a: _Arguments) -> tuple[str, Shape]:
     _, shape = a.value("acc", "int32", "float32")
     scale = a.tensor("scale", "float32", 2)
@@ -230,6 +258,9 @@ RULES: Mapping[str, Callable[[_Arguments], tuple[str, Shape]]] = {
     "bnnconvert.binary_linear": _linear("bits", "bool", "int32"),
     "bnnconvert.signed_conv2d": _conv2d("x", "float32", "float32"),
     "bnnconvert.signed_linear": _linear("x", "float32", "float32"),
+    "bnnconvert.quantize": _quantize,
+    "bnnconvert.int8_conv2d": _int8_conv2d,
+    "bnnconvert.int8_linear": _int8_linear,
     "bnnconvert.affine": _affine,
 }
 """Element type and shape that each of our own operators gives, or a Defect."""

@@ -26,6 +26,8 @@ MAX_WINDOW_BITS = 2**32
 MAX_EXTENT = 2**16
 """Kernel, stride, padding and dilation stay below this."""
 MAX_K = 2**24
+MAX_BYTES = 2**16
+"""Weights of 8 bits in a row: no sum of their products leaves int32."""
 """Row bits stay below this, so that sums are exact in float32."""
 
 DTYPES: Mapping[str, np.dtype[Any]] = {

@@ -2,6 +2,7 @@
 
 import shlex
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,13 @@ import typer
 
 from bnnconvert.cli import options
 from bnnconvert.errors import UsageError
+
+
+class Edges(StrEnum):
+    """Forms of the float layers at both ends."""
+
+    FLOAT = "float"
+    INT8 = "int8"
 
 
 def export(
@@ -23,18 +31,27 @@ def export(
         Path | None,
         typer.Option(metavar="FILE", help="File to write; default: NAME.packed.safetensors in the current folder."),
     ] = None,
+    edges: Annotated[
+        Edges, typer.Option(help="The float layers at both ends; int8 is calibrated on the data.")
+    ] = Edges.FLOAT,
+    data: options.Data = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Write the student as one verified file."""
     if packed == (format is not None):
         raise UsageError("export needs either --packed or --format NAME, to know what to write.")
+    means, stds = options.numbers_of(mean, "--mean"), options.numbers_of(std, "--std")
     from bnnconvert import pipeline
     from bnnconvert.cli import render
 
     student = pipeline.open_run(run)
     if run is None and student.run is not None:
         render.note(f"Run: {student.run.path}")
-    report = pipeline.export(student, out, format=format or "packed")
+    report = pipeline.export(
+        student, out, format=format or "packed", edges=edges.value, data=data, mean=means, std=stds
+    )
     if as_json:
         render.as_json(asdict(report))
     else:

@@ -133,7 +133,10 @@ def _layers(program: Program, artifact: Artifact) -> Iterable[PackedLayerReport]
     for node in program.nodes:
         if node.op.startswith("bnnconvert."):
             packed.setdefault(node.layer, []).append(node)
+    binary = {n.layer for n in program.nodes if n.op.startswith(("bnnconvert.binary_", "bnnconvert.signed_"))}
     for layer, nodes in packed.items():
+        if layer not in binary:
+            continue
         read = {(n, a.tensor) for node in nodes for n, a in node.arguments.items() if isinstance(a, Constant)}
         tensors = {tensor: (name == "weight", artifact.tensors[tensor]) for name, tensor in sorted(read)}
         row_bits = next(_row_bits(node) for node in nodes if "weight" in node.arguments)

@@ -3,6 +3,8 @@
     encode         bit[p, c] = start[p, c] xor (number of t with thresholds[p, c, t] <= x is odd)
     binary_*       acc[p, m] = map(A_p, B_m)      A, B the ±1 tensors behind bits and packed rows: an exact int32
     signed_*       acc[m] = map(x, B_m)           float input
+    quantize       q = clamp(round(x factor), -127, 127), ties to even
+    int8_*         acc = map(q, w)                an exact int32
     affine         y = acc_0 s_0 + acc_1 s_1 + ... + bias, rounded to float32 after each step, in this order
 
 Planes stand on the channel axis, p slowest, then m. Weight rows are packed as `bits.py` says, in (kh, kw, c)
@@ -201,6 +203,52 @@ def signed_linear(x: Tensor, weight: Tensor, in_features: int) -> Tensor:
 @signed_linear.register_fake
 def _(x: Tensor, weight: Tensor, in_features: int) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0] * weight.shape[1]))
+
+
+@torch.library.custom_op("bnnconvert::quantize", mutates_args=())
+def quantize(x: Tensor, factor: float) -> Tensor:
+    """Bytes of an activation; NaN becomes 127. Shapes: those of x."""
+    scaled = (x * torch.tensor(factor, dtype=torch.float32, device=x.device)).nan_to_num(nan=127.0)
+    return scaled.clamp(-127, 127).round().to(torch.int8)
+
+
+@quantize.register_fake
+def _(x: Tensor, factor: float) -> Tensor:
+    return torch.empty_like(x, dtype=torch.int8, memory_format=torch.contiguous_format)
+
+
+def _exact_bytes(k: int) -> torch.dtype:
+    return torch.float32 if k * 127 * 127 < EXACT_K else torch.float64
+
+
+@torch.library.custom_op("bnnconvert::int8_conv2d", mutates_args=())
+def int8_conv2d(
+    x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
+) -> Tensor:
+    """Exact convolution of bytes.
+
+    Shapes: x (N, C, H, W) int8, weight (O, C / groups, kh, kw) int8, acc (N, O, H', W').
+    """
+    exact = _exact_bytes(weight[0].numel())
+    return F.conv2d(x.to(exact), weight.to(exact), None, stride, padding, dilation, groups).to(torch.int32)
+
+
+@int8_conv2d.register_fake
+def _(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int) -> Tensor:
+    shape = _conv_shape(x, weight.unsqueeze(0), 1, list(weight.shape[2:]), stride, padding, dilation)
+    return x.new_empty(shape, dtype=torch.int32)
+
+
+@torch.library.custom_op("bnnconvert::int8_linear", mutates_args=())
+def int8_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """Exact product of bytes over the last axis. Shapes: x (N, ..., I) int8, weight (O, I) int8, acc (N, ..., O)."""
+    exact = _exact_bytes(weight.shape[1])
+    return F.linear(x.to(exact), weight.to(exact)).to(torch.int32)
+
+
+@int8_linear.register_fake
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=torch.int32)
 
 
 @torch.library.custom_op("bnnconvert::affine", mutates_args=())

@@ -1,30 +1,94 @@
 """Write a student in one of the export formats."""
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
 
 from bnnconvert import __version__
 from bnnconvert.artifact.schema import Metadata, Normalisation
+from bnnconvert.errors import RefusalError
 from bnnconvert.exporters.table import TARGETS
-from bnnconvert.pipeline.student import Student, probe_input
-from bnnconvert.values.report import ExportReport
+from bnnconvert.exporters.verify import Recorder, student_bits
+from bnnconvert.layers.base import BinaryLayer
+from bnnconvert.lower.edges import calibrate, with_edges
+from bnnconvert.pipeline.student import Student, calibration_batches, evaluation_data, probe_input
+from bnnconvert.train import evaluate_samples
+from bnnconvert.values.data import Data
+from bnnconvert.values.report import EdgesReport, ExportReport
 from bnnconvert.values.tables import look_up
 
 
-def export(student: Student, path: str | Path | None = None, *, format: str = "packed") -> ExportReport:
+def export(
+    student: Student,
+    path: str | Path | None = None,
+    *,
+    format: str = "packed",
+    edges: Literal["float", "int8"] = "float",
+    data: str | Data | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> ExportReport:
     """Write the student as a packed artifact, verified against it; by default NAME.packed.safetensors.
+
+    `edges` says how the float layers at the ends are stored. Those of 8 bits are calibrated on the data, and the report
+    says what they cost in accuracy.
 
     Raises: UsageError, RefusalError, VerificationError; no file is left then.
     """
     write = look_up(TARGETS, format, where="export", what="format")
     name = student.run.name if student.run is not None else "model"
     target = Path(path) if path is not None else Path.cwd() / f"{name}.packed.safetensors"
-    return write(
-        student.model.cpu().eval(),
+    model, cost = student.model.cpu().eval(), None
+    if edges == "int8":
+        model, cost = _int8_edges(student, evaluation_data(data, student.data, mean, std))
+    report = write(
+        model,
         target,
         golden_input=probe_input(student.input_shape, None)[0][:1],
         metadata=_metadata(student),
         teacher=student.teacher,
     )
+    return dataclasses.replace(report, edges=cost)
+
+
+def _int8_edges(student: Student, data: Data) -> tuple[GraphModule, EdgesReport]:
+    """The student with its float ends in 8 bits, and what that costs."""
+    ends = [
+        p.facts.path for p in student.plan.layers if p.decision == "float" and (p.facts.is_first or p.facts.is_last)
+    ]
+    if not ends:
+        raise RefusalError("The student has no float layer at its ends; leave out --edges int8.")
+    batches = list(calibration_batches(data))
+    before = student.model.cpu().eval()
+    after = with_edges(before, calibrate(before, ends, batches))
+    split, samples = ("train", data.train) if data.test is None else ("test", data.test)
+    with torch.no_grad():
+        accuracies = [evaluate_samples(model, samples, data, batch_size=250) for model in (before, after)]
+        flipped = _flipped(before, after, batches[0])
+    cost = EdgesReport(
+        tuple(ends), accuracies[0].samples, split, accuracies[0].accuracy, accuracies[1].accuracy, flipped
+    )
+    return after, cost
+
+
+def _flipped(before: GraphModule, after: GraphModule, x: Tensor) -> float:
+    """Share of the first binary layer's input bits in which two students differ; 0 where no layer has binary inputs."""
+    bits = []
+    for model in (before, after):
+        recorder = Recorder(model)
+        recorder.run(x)
+        for path, inputs in recorder.inputs.items():
+            layer = model.get_submodule(path)
+            assert isinstance(layer, BinaryLayer)
+            if layer.input_binarizer is not None:
+                bits.append(student_bits(layer, inputs[0]))
+                break
+    return float((bits[0] != bits[1]).float().mean()) if bits else 0.0
 
 
 def _metadata(student: Student) -> Metadata:

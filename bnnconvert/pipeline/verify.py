@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bnnconvert.errors import UsageError
 from bnnconvert.exporters.verify import verify as compare_with_student
+from bnnconvert.lower.edges import edges_of, with_edges
 from bnnconvert.pipeline.convert import open_run
 from bnnconvert.pipeline.student import Student, evaluation_data
 from bnnconvert.runtime import Session
@@ -43,7 +44,11 @@ def verify(
             f"{student.input_shape[1:]}; give the run that it was exported from."
         )
     batches, total = _comparison_inputs(student, data, split, samples, batch_size)
-    return compare_with_student(student.model, session, _watched(batches, total, progress))
+    model = student.model
+    edges = edges_of(session.program, session.artifact.tensors)
+    if edges:
+        model = with_edges(model.cpu(), edges)
+    return compare_with_student(model, session, _watched(batches, total, progress))
 
 
 def _comparison_inputs(

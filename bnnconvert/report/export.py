@@ -1,7 +1,7 @@
 """What an export wrote, predicted and actual bytes side by side."""
 
 from bnnconvert.report.table import Column, Table, number
-from bnnconvert.report.units import as_bytes, as_ratio
+from bnnconvert.report.units import as_bytes, as_percent, as_ratio
 from bnnconvert.values.report import ExportReport
 
 
@@ -43,4 +43,10 @@ def export_notes(report: ExportReport) -> list[str]:
         ratio = as_ratio(report.float_bytes, report.file_bytes)
         change = f": {ratio}" if ratio else ""
         notes.append(f"Float model {as_bytes(report.float_bytes)}, file {as_bytes(report.file_bytes)}{change}.")
+    if report.edges is not None:
+        e = report.edges
+        notes.append(
+            f"8 bits in {' and '.join(e.layers)}: {as_percent(e.accuracy_float)} of {e.samples:,} {e.split} samples "
+            f"become {as_percent(e.accuracy_int8)}; {as_percent(e.flipped)} of the first binary layer's input bits flip."
+        )
     return notes

@@ -106,10 +106,28 @@ def _binary_linear(a: _Packed) -> Call:
     return lambda values, _: (linear(values[bits]),)
 
 
+def _quantize(a: _Packed) -> Call:
+    x, settings = a.value("x"), a.settings("x")
+    return lambda values, _: (packed.quantize(values[x], **settings),)
+
+
+def _int8_conv2d(a: _Packed) -> Call:
+    x, conv = a.value("x"), packed.Int8Conv2d(a.tensor("weight"), **a.settings("x", "weight"))
+    return lambda values, _: (conv(values[x]),)
+
+
+def _int8_linear(a: _Packed) -> Call:
+    x, weight = a.value("x"), a.tensor("weight")
+    return lambda values, _: (packed.int8_linear(values[x], weight),)
+
+
 NUMPY: Mapping[str, Callable[[_Packed], Call]] = {
     "bnnconvert.encode": _encode,
     "bnnconvert.binary_conv2d": _binary_conv2d,
     "bnnconvert.binary_linear": _binary_linear,
+    "bnnconvert.quantize": _quantize,
+    "bnnconvert.int8_conv2d": _int8_conv2d,
+    "bnnconvert.int8_linear": _int8_linear,
     "bnnconvert.affine": _affine,
 }
 """Operators that run in numpy."""

@@ -58,6 +58,52 @@ def affine(acc: Array, scale: Floats, bias: Floats | None, *, axis: int) -> Floa
     return y
 
 
+def quantize(x: Array, factor: float) -> Array:
+    """Bytes of an activation; as the operator of the same name in `layers/operators.py`. Shapes: those of x."""
+    scaled = x * np.float32(factor)
+    return np.where(np.isnan(scaled), 127, np.clip(np.rint(scaled), -127, 127)).astype(np.int8)
+
+
+class Int8Conv2d:
+    """Convolution of bytes, tap by tap: products in float64 are exact and fast.
+
+    Shapes: x (N, C, H, W), weight (O, C / groups, kh, kw), acc (N, O, H', W').
+    """
+
+    def __init__(
+        self,
+        weight: Array,
+        *,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> None:
+        self.weight = weight.astype(np.float64).reshape(groups, -1, *weight.shape[1:])
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+
+    def __call__(self, x: Array) -> Accumulators:
+        """Accumulators."""
+        (ph, pw), (sh, sw), (dh, dw) = self.padding, self.stride, self.dilation
+        padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (ph, ph), (pw, pw)))
+        *_, kh, kw = self.weight.shape
+        height = (padded.shape[2] - dh * (kh - 1) - 1) // sh + 1
+        width = (padded.shape[3] - dw * (kw - 1) - 1) // sw + 1
+        acc = np.zeros((len(x), self.groups, self.weight.shape[1], height * width))
+        for i in range(kh):
+            for j in range(kw):
+                rows = slice(i * dh, i * dh + (height - 1) * sh + 1, sh)
+                columns = slice(j * dw, j * dw + (width - 1) * sw + 1, sw)
+                tap = padded[:, :, rows, columns].reshape(len(x), self.groups, -1, height * width)
+                acc += self.weight[..., i, j] @ tap
+        return acc.astype(np.int32).reshape(len(x), -1, height, width)
+
+
+def int8_linear(x: Array, weight: Array) -> Accumulators:
+    """Product of bytes. Shapes: x (N, ..., I), weight (O, I), acc (N, ..., O)."""
+    return (x.astype(np.float64) @ weight.T.astype(np.float64)).astype(np.int32)
+
+
 class BinaryConv2d:
     """Convolution of bits with packed rows.
 

@@ -61,6 +61,20 @@ class PackedLayerReport:
 
 
 @dataclass(frozen=True)
+class EdgesReport:
+    """What it costs to have the float layers at the ends in 8 bits."""
+
+    layers: tuple[str, ...]
+    samples: int
+    split: str
+    accuracy_float: float
+    accuracy_int8: float
+    """Both in [0, 1], on the same samples."""
+    flipped: float
+    """Share of the first binary layer's input bits that change."""
+
+
+@dataclass(frozen=True)
 class ExportReport:
     """What an export wrote. Units: bytes; file_bytes = tensor_bytes + golden_bytes + header_bytes."""
 
@@ -76,6 +90,7 @@ class ExportReport:
     golden_difference: float
     """Largest absolute difference between the reopened file and the student on the golden input."""
     layers: tuple[PackedLayerReport, ...]
+    edges: EdgesReport | None = None
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,49 @@ def _binary(
     return made
 
 
+def quantize(c: Compiler, node: Node) -> Made:
+    """Bytes, which the chain of the step that makes the number writes."""
+    x = c.value(node.arguments["x"])
+    step = x.step
+    if step is None or c.top[step] is not x:
+        step = Step(StepKind.MAP, c.layer, input=c.stored(x))
+        c.start(step, Made(x.shape))
+    image = Image(Kind.BYTES, x.channels, *x.size)
+    step.chain.append(Op(Code.QUANTIZE, image, low=number(node.arguments["factor"])))
+    return Made(x.shape, image=image)
+
+
+def int8_conv2d(c: Compiler, node: Node) -> Made:
+    """A convolution of bytes."""
+    x, weight = c.value(node.arguments["x"]), c.tensor(node.arguments["weight"])
+    assert weight is not None
+    assert x.image is not None
+    groups = int(number(node.arguments["groups"]))
+    if groups > 1 and weight.shape[1] % 4:
+        raise NotNative("groups of bytes that do not fill words")
+    lay = geometry(node, (weight.shape[2], weight.shape[3]), x.size)
+    _pad(x.image, lay, ones=False)
+    return _bytes(c, x.image, weight.transpose(0, 2, 3, 1), lay, groups=groups, rank=3)
+
+
+def int8_linear(c: Compiler, node: Node) -> Made:
+    """A linear layer of bytes."""
+    x, weight = c.value(node.arguments["x"]), c.tensor(node.arguments["weight"])
+    assert weight is not None
+    assert x.image is not None
+    if len(x.shape) != 1:
+        raise NotNative("a linear layer has rows of rows as input")
+    return _bytes(c, x.image, weight, _point(x.image), groups=1, rank=1)
+
+
+def _bytes(c: Compiler, image: Image, weight: Array, lay: Geometry, *, groups: int, rank: int) -> Made:
+    rows = np.ascontiguousarray(weight)
+    step = Step(StepKind.CONV, c.layer, input=image, geometry=lay, dot=Dot.BYTES, groups=groups, weights=rows)
+    made = Made((len(rows), *lay.out)[:rank])
+    c.start(step, made)
+    return made
+
+
 def affine(c: Compiler, node: Node) -> Made:
     acc = c.value(node.arguments["acc"])
     scale, bias = c.tensor(node.arguments["scale"]), c.tensor(node.arguments["bias"])
@@ -434,6 +477,9 @@ HANDLERS: Mapping[str, Handler] = {
     "bnnconvert.binary_linear": binary_linear,
     "bnnconvert.signed_conv2d": signed_conv2d,
     "bnnconvert.signed_linear": signed_linear,
+    "bnnconvert.quantize": quantize,
+    "bnnconvert.int8_conv2d": int8_conv2d,
+    "bnnconvert.int8_linear": int8_linear,
     "bnnconvert.affine": affine,
     "aten.conv2d.default": conv2d,
     "aten.linear.default": linear,
