@@ -132,6 +132,10 @@ class Compiler:
         """Whether nodes that are still to come read it."""
         return any(m is made and self.uses[name] > 0 for name, m in self.made.items())
 
+    def is_read(self, image: Image | None) -> bool:
+        """Whether a step reads an image."""
+        return any(s.input is image or any(op.image is image for op in s.chain) for s in self.steps)
+
     def is_late(self, image: Image | None, step: Step) -> bool:
         """Whether an image is written after `step` has run."""
         if image is None:

@@ -82,14 +82,18 @@ def _binary(
 
 
 def quantize(c: Compiler, node: Node) -> Made:
-    """Bytes, which the chain of the step that makes the number writes."""
+    """Bytes, which the way in or the chain of the step that makes the number writes."""
     x = c.value(node.arguments["x"])
-    step = x.step
+    step, factor = x.step, number(node.arguments["factor"])
+    source = next((s for s in c.steps if s.kind == StepKind.INPUT and s.output is x.image), None)
+    if source is not None and not c.is_read(x.image) and not c.is_used_later(x):
+        source.output, source.factor = Image(Kind.BYTES, x.channels, *x.size), factor
+        return Made(x.shape, image=source.output)
     if step is None or c.top[step] is not x:
         step = Step(StepKind.MAP, c.layer, input=c.stored(x))
         c.start(step, Made(x.shape))
     image = Image(Kind.BYTES, x.channels, *x.size)
-    step.chain.append(Op(Code.QUANTIZE, image, low=number(node.arguments["factor"])))
+    step.chain.append(Op(Code.QUANTIZE, image, low=factor))
     return Made(x.shape, image=image)
 
 

@@ -160,6 +160,8 @@ class Step:
     reduce: Reduce = Reduce.MAX
     divisor: int = 0
     logarithm: bool = False
+    factor: float = 0.0
+    """Of an input that is taken in bytes."""
     weights: Array | None = None
     scale: Array | None = None
     bias: Array | None = None
@@ -240,6 +242,7 @@ class _Writer:
         match step.kind:
             case StepKind.INPUT:
                 self.image(step.output)
+                self.reals(step.factor)
             case StepKind.OUTPUT | StepKind.MAP:
                 self.image(step.input)
             case StepKind.CONV:

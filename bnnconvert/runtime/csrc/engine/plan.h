@@ -64,6 +64,7 @@ struct StepSpec {
     Reduce reduce{};
     int divisor = 0;              // of a sum; 0 stands for the number of taps inside the image
     bool logarithm = false;
+    float factor = 0;             // of an input that is taken in bytes
     std::vector<ChainSpec> chain;
 };
 

@@ -128,9 +128,14 @@ class StepReader {
     }
 
     void read_edge() {
-        const int number = image(Kind::floats);
-        (step_.kind == StepKind::input ? step_.output : step_.input) = number;
-        take_positions(spec(number));
+        if (step_.kind == StepKind::output) {
+            step_.input = image(Kind::floats);
+            return take_positions(spec(step_.input));
+        }
+        step_.output = words_.number(0, static_cast<int64_t>(plan_.images.size()) - 1, "an image's number");
+        step_.factor = words_.real();
+        require(spec(step_.output).kind != Kind::bits, "the way in takes no signs");
+        take_positions(spec(step_.output));
     }
 
     void read_geometry(ConvShape& conv, const ImageSpec& input) {

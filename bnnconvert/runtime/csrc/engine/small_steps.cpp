@@ -15,7 +15,8 @@ class Edge : public Step {
     Edge(const StepSpec& step, const Build& build, int number, bool is_input)
         : channels_(step.channels), height_(step.height), width_(step.width), number_(number), is_input_(is_input),
           image_(build.image(is_input ? step.output : step.input)), edges_(build.edges),
-          interleave_(build.kernels.rows.interleave) {}
+          rows_(build.kernels.rows), takes_bytes_(is_input && build.spec(step.output).kind == Kind::bytes),
+          factor_(step.factor) {}
 
     const char* kernel() const override { return is_input_ ? "input" : "output"; }
 
@@ -25,8 +26,11 @@ class Edge : public Step {
             for (int y = 0; y < height_; y++) {
                 float* ours = floats(at(image_, {n, y, 0}));
                 const int64_t theirs = (edges_.first + n) * size + int64_t{y} * width_;
-                if (is_input_)
-                    interleave_(edges_.inputs[number_] + theirs, plane, channels_, width_, ours);
+                if (is_input_ && takes_bytes_)
+                    rows_.interleave_bytes(edges_.inputs[number_] + theirs, plane, channels_, width_, factor_,
+                                           at(image_, {n, y, 0}));
+                else if (is_input_)
+                    rows_.interleave(edges_.inputs[number_] + theirs, plane, channels_, width_, ours);
                 else
                     for (int c = 0; c < channels_; c++)
                         for (int x = 0; x < width_; x++)
@@ -39,7 +43,9 @@ class Edge : public Step {
     bool is_input_;
     Image image_;
     const Edges& edges_;
-    InterleaveFn interleave_;
+    const RowKernels& rows_;
+    bool takes_bytes_;
+    float factor_;
 };
 
 class Softmax : public Step {

@@ -58,6 +58,13 @@ BNN_INLINE Floats floats_of(const Ints& i) {
 BNN_INLINE Floats max(const Floats& a, const Floats& b) { return a > b ? a : b; }
 BNN_INLINE Floats min(const Floats& a, const Floats& b) { return a < b ? a : b; }
 
+// round(v * factor) + 128, ties to even, from 1 to 255; 255 for a NaN.
+BNN_INLINE Ints bytes_of(const Floats& v, float factor) {
+    const Floats x = max(min(v * factor, all(127.0f)), all(-127.0f));
+    const Floats magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+    return __builtin_convertvector((x + magic) - magic, Ints) + 128;
+}
+
 // Bit i is set where a[i] >= b[i]; never where one of them is a NaN.
 BNN_INLINE uint16_t mask_at_least(const Floats& a, const Floats& b) {
 #if defined(__AVX512F__)

@@ -114,9 +114,7 @@ void quantize(Tile tile, ChainOp op) {
         for (int q = 0; q < tile.blocks; q++) {
             int lanes = lanes_left(tile, op, q);
             if (lanes <= 0) break;
-            const Floats v = max(min(load(vector(tile, p, q)) * op.low, all(127.0f)), all(-127.0f));
-            const Floats rounded = (v + 12582912.0f) - 12582912.0f;
-            const Ints bytes = __builtin_convertvector(rounded, Ints) + 128;
+            const Ints bytes = bytes_of(load(vector(tile, p, q)), op.low);
             if (lanes > kLanes) lanes = kLanes;
             for (int i = 0; i < lanes; i++) to[kLanes * q + i] = static_cast<uint8_t>(bytes[i]);
             for (int i = lanes; i % 4; i++) to[kLanes * q + i] = 128;

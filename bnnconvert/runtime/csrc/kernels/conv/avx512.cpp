@@ -121,11 +121,8 @@ struct Bytes {
     static constexpr int kSteps = 0;
     static BNN_INLINE Sum zero() { return _mm512_setzero_si512(); }
     static BNN_INLINE Weights load(const uint32_t* w) { return _mm512_load_si512(w); }
-    // In assembly, as GCC copies the accumulator around the intrinsic.
     static BNN_INLINE void add(Sum& sum, const uint32_t* x, const Weights& w) {
-        __asm__("vpdpbusd %[w], %[x], %[sum]"
-                : [sum] "+v"(sum)
-                : [x] "v"(_mm512_set1_epi32(static_cast<int>(*x))), [w] "v"(w));
+        sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi32(static_cast<int>(*x)), w);
     }
     static BNN_INLINE void settle(Sum&) {}
     static BNN_INLINE void store(const Sum& sum, void* out) { _mm512_storeu_si512(out, sum); }

@@ -1,5 +1,5 @@
 #include "kernels/rows/body.h"
 
 namespace bnn {
-const RowKernels kRowsAvx2 = {softmax, interleave};
+const RowKernels kRowsAvx2 = kRows;
 }  // namespace bnn

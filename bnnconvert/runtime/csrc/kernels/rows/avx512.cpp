@@ -1,5 +1,5 @@
 #include "kernels/rows/body.h"
 
 namespace bnn {
-const RowKernels kRowsAvx512 = {softmax, interleave};
+const RowKernels kRowsAvx512 = kRows;
 }  // namespace bnn

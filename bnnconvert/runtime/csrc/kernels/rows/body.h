@@ -55,5 +55,35 @@ void interleave(const float* from, int64_t plane, int channels, int pixels, floa
         for (int x = done; x < pixels; x++) to[int64_t{x} * channels + c] = from[c * plane + x];
 }
 
+void interleave_bytes(const float* from, int64_t plane, int channels, int pixels, float factor, uint32_t* to) {
+    const int elements = (channels + 3) / 4;
+    for (int e = 0; e < elements; e++)
+        for (int x = 0; x < pixels; x += 16) {
+            const int count = pixels - x < 16 ? pixels - x : 16;
+            Ints word{};
+            for (int i = 0; i < 4; i++) {
+                Ints bytes = Ints{} + 128;
+                if (4 * e + i < channels) {
+                    Floats v{};
+                    const float* at = from + (4 * e + i) * plane + x;
+                    if (count == 16)
+                        v = load(at);
+                    else
+                        std::memcpy(&v, at, sizeof *at * static_cast<size_t>(count));
+                    bytes = bytes_of(v, factor);
+                }
+                word |= bytes << 8 * i;
+            }
+            if (elements == 1 && count == 16) {
+                store(to + x, floats_of(word));
+                continue;
+            }
+            for (int lane = 0; lane < count; lane++)
+                to[int64_t{x + lane} * elements + e] = static_cast<uint32_t>(word[lane]);
+        }
+}
+
+constexpr RowKernels kRows = {softmax, interleave, interleave_bytes};
+
 }  // namespace
 }  // namespace bnn

@@ -1,5 +1,5 @@
 #include "kernels/rows/body.h"
 
 namespace bnn {
-const RowKernels kRowsNeon = {softmax, interleave};
+const RowKernels kRowsNeon = kRows;
 }  // namespace bnn

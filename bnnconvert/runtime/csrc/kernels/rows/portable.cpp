@@ -1,5 +1,5 @@
 #include "kernels/rows/body.h"
 
 namespace bnn {
-const RowKernels kRowsPortable = {softmax, interleave};
+const RowKernels kRowsPortable = kRows;
 }  // namespace bnn

@@ -11,9 +11,14 @@ using SoftmaxFn = void (*)(float* x, int count, bool logarithm);
 // to[pixel][channel] = from[channel][pixel], planes `plane` apart.
 using InterleaveFn = void (*)(const float* from, int64_t plane, int channels, int pixels, float* to);
 
+// The same in bytes, round(from * factor) + 128: elements of four channels, missing ones 128.
+using InterleaveBytesFn = void (*)(const float* from, int64_t plane, int channels, int pixels, float factor,
+                                   uint32_t* to);
+
 struct RowKernels {
     SoftmaxFn softmax;
     InterleaveFn interleave;
+    InterleaveBytesFn interleave_bytes;
 };
 
 extern const RowKernels kRowsPortable;
