@@ -153,6 +153,54 @@ def binary_networks(draw: st.DrawFn) -> Case:
     return Case(program, tensors, x)
 
 
+@st.composite
+def int8_networks(draw: st.DrawFn) -> Case:
+    """quantize, convolution or linear layer, affine."""
+    groups = draw(st.sampled_from([1, 1, 2]))
+    channels = groups * 4 * draw(st.integers(1, 9)) if groups > 1 else draw(st.sampled_from(CHANNELS))
+    outputs = groups * draw(st.sampled_from(OUTPUTS))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    window, is_linear = draw(windows()), groups == 1 and draw(st.booleans())
+    size: tuple[int, ...] = ()
+    if not is_linear:
+        size = draw(st.tuples(st.integers(1, 9), st.integers(1, 20)).filter(lambda s: min(window.out(s)) >= 1))
+    kernel = () if is_linear else window.kernel
+    weight = rng.integers(-127, 128, (outputs, channels // groups, *kernel), dtype=np.int8)
+    tensors: dict[str, Array] = {
+        "weight": weight,
+        # Powers of two, so that a fused sum rounds as an unfused one does.
+        "scale": (2.0 ** rng.integers(-9, -3, (1, outputs))).astype(np.float32),
+        "bias": rng.integers(-9, 10, outputs).astype(np.float32),
+    }
+    places = {"stride": window.stride, "padding": window.padding, "dilation": window.dilation, "groups": groups}
+    out = () if is_linear else window.out(size)
+    nodes = (
+        Node(
+            op="bnnconvert.quantize",
+            arguments={"x": Value(value="x"), "factor": draw(st.sampled_from([1.0, 30.5, 127.0]))},
+            outputs=(_spec("q", "int8", channels, *size),),
+        ),
+        Node(
+            op="bnnconvert.int8_linear" if is_linear else "bnnconvert.int8_conv2d",
+            arguments={"x": Value(value="q"), "weight": Constant(tensor="weight")} | ({} if is_linear else places),
+            outputs=(_spec("acc", "int32", outputs, *out),),
+        ),
+        Node(
+            op="bnnconvert.affine",
+            arguments={
+                "acc": Value(value="acc"),
+                "scale": Constant(tensor="scale"),
+                "bias": Constant(tensor="bias"),
+                "axis": 1,
+            },
+            outputs=(_spec("y", "float32", outputs, *out),),
+        ),
+    )
+    x = (3 * rng.standard_normal((draw(st.integers(1, 3)), channels, *size))).astype(np.float32)
+    inputs = (_spec("x", "float32", channels, *size),)
+    return Case(Program(inputs=inputs, nodes=nodes, output=Output(kind="value", value="y")), tensors, x)
+
+
 def _encode(
     x: str, name: str, tensors: dict[str, Array], thresholds: str, start: str, channels: int, size: Sequence[int]
 ) -> Node:

@@ -188,3 +188,40 @@ def test_signed_convolution_equals_the_float_one(groups):
     x, filters = torch.randn(2, 4, 6, 5), torch.randn(1, 6, 4 // groups, 3, 3).sign()
     y = operators.signed_conv2d(x, packed_rows(filters), 4, [3, 3], [1, 2], [2, 1], [1, 1], groups, "zero")
     assert torch.equal(y, F.conv2d(x, filters[0], None, (1, 2), (2, 1), 1, groups))
+
+
+@given(
+    shape=st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(3, 8), st.integers(3, 8)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 3),
+    groups=st.integers(1, 2),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=40, deadline=None)
+def test_8_bit_convolution_is_exact_in_torch_and_numpy(shape, kernel, stride, padding, groups, seed):
+    generator = random(seed)
+    n, c, h, w = shape
+    x = torch.randint(-127, 128, (n, c * groups, h, w), dtype=torch.int8, generator=generator)
+    weight = torch.randint(-127, 128, (2 * groups, c, *kernel), dtype=torch.int8, generator=generator)
+    settings = {"stride": [stride] * 2, "padding": [padding] * 2, "dilation": [1, 1], "groups": groups}
+    expected = F.conv2d(x.double(), weight.double(), **settings).to(torch.int32)
+    assert torch.equal(operators.int8_conv2d(x, weight, **settings), expected)
+    actual = packed.Int8Conv2d(weight.numpy(), **settings)(x.numpy())
+    assert actual.dtype == np.int32
+    assert np.array_equal(actual, expected.numpy())
+
+
+def test_bytes_are_rounded_to_even_and_clamped_in_torch_and_numpy():
+    x = torch.tensor([[0.5, 1.5, 2.5, -0.5, -1.5, 126.6, 127.4, 1e9, -1e9, math.inf, -math.inf, math.nan]])
+    expected = [0, 2, 2, 0, -2, 127, 127, 127, -127, 127, -127, 127]
+    assert operators.quantize(x, 1.0).tolist() == [expected]
+    assert packed.quantize(x.numpy(), 1.0).tolist() == [expected]
+    assert operators.quantize(torch.tensor([[0.3]]), 10.0).tolist() == [[3]]
+
+
+def test_long_rows_of_bytes_are_exact():
+    x, weight = torch.full((1, 2**16), 127, dtype=torch.int8), torch.full((1, 2**16), -127, dtype=torch.int8)
+    expected = [[-127 * 127 * 2**16]]
+    assert operators.int8_linear(x, weight).tolist() == expected
+    assert packed.int8_linear(x.numpy(), weight.numpy()).tolist() == expected

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from bnnconvert.runtime.compile.operators import HANDLERS
 from bnnconvert.values.program import Argument, Batch
-from tests.programs import Case, binary_networks, instruction_sets, node_program, program_of
+from tests.programs import Case, binary_networks, instruction_sets, int8_networks, node_program, program_of
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="installed without the native engine")
 ISAS = instruction_sets()
@@ -22,6 +22,13 @@ ISAS = instruction_sets()
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=binary_networks(), threads=st.integers(1, 3))
 def test_binary_networks_are_exact(isa: str, case: Case, threads: int) -> None:
+    assert np.array_equal(case.run(isa, threads), case.run(None))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(case=int8_networks(), threads=st.integers(1, 3))
+def test_8_bit_layers_are_exact(isa: str, case: Case, threads: int) -> None:
     assert np.array_equal(case.run(isa, threads), case.run(None))
 
 

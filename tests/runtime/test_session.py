@@ -12,7 +12,7 @@ from torch import nn
 from bnnconvert.artifact.schema import Artifact
 from bnnconvert.artifact.writer import write
 from bnnconvert.errors import UsageError, VerificationError
-from bnnconvert.runtime import Session
+from bnnconvert.runtime import Session, native
 from tests.sessions import complete, draft
 from tests.students import Block, conv, linear, trace
 
@@ -158,10 +158,20 @@ def test_missing_torch_is_named_when_the_file_is_opened(session):
         "import sys; sys.modules['torch'] = None\n"
         "from bnnconvert.runtime import Session\n"
         "from bnnconvert.errors import UsageError\n"
-        "try: Session(sys.argv[1])\n"
+        "try: Session(sys.argv[1], engine='portable')\n"
         "except UsageError as error: print(error)"
     )
     assert "install it" in fresh(code, session.path)
+
+
+@pytest.mark.skipif(native.library() is None, reason="installed without the native engine")
+def test_the_engine_runs_a_whole_network_without_torch(session):
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from bnnconvert.runtime import Session\n"
+        "print(Session(sys.argv[1]).golden_difference() < 1e-3)"
+    )
+    assert fresh(code, session.path).strip() == "True"
 
 
 def test_a_weight_only_network(tmp_path):

@@ -1,7 +1,7 @@
 """How each operator enters the plan: one function, one row."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -421,6 +421,9 @@ def _average(c: Compiler, x: Made, out: tuple[int, int], shape: tuple[int, ...])
 def reshape(c: Compiler, node: Node) -> Made:
     """Another shape for the same numbers: nothing to do where channels and image stay, else a copy."""
     x, declared = c.value(node.arguments["self"]), node.outputs[0].shape
+    wanted = node.arguments.get("shape", node.arguments.get("size"))
+    if isinstance(wanted, tuple) and not _names(wanted, declared):
+        raise NotNative(f"{wanted} is no way to write the shape {declared}")
     if x.constant is not None:
         sizes = [d for d in declared if isinstance(d, int)]
         if len(sizes) < len(declared) or math.prod(sizes) != x.constant.size:
@@ -440,6 +443,12 @@ def reshape(c: Compiler, node: Node) -> Made:
     after.image = Image(Kind.FLOATS, after.channels, *after.size)
     c.steps.append(Step(StepKind.COPY, c.layer, input=c.stored(x), output=after.image))
     return after
+
+
+def _names(wanted: Sequence[Argument], declared: Sequence[Argument]) -> bool:
+    """Whether the sizes that a node asks for are those that it declares; one of them may be -1."""
+    same = [w in (-1, d) for w, d in zip(wanted, declared, strict=False)]
+    return len(wanted) == len(declared) and all(same) and wanted.count(-1) <= 1
 
 
 def softmax(*, logarithm: bool) -> Handler:
