@@ -45,7 +45,7 @@ def export(
     target = Path(path) if path is not None else Path.cwd() / f"{name}.packed.safetensors"
     model, cost = student.model.cpu().eval(), None
     if edges == "int8":
-        model, cost = _int8_edges(student, evaluation_data(data, student.data, mean, std))
+        model, cost = _int8_edges(student, evaluation_data(data, student.data, mean, std, purpose="calibrate"))
     report = write(
         model,
         target,
@@ -58,9 +58,8 @@ def export(
 
 def _int8_edges(student: Student, data: Data) -> tuple[GraphModule, EdgesReport]:
     """The student with its float ends in 8 bits, and what that costs."""
-    ends = [
-        p.facts.path for p in student.plan.layers if p.decision == "float" and (p.facts.is_first or p.facts.is_last)
-    ]
+    floats = [layer.facts for layer in student.plan.layers if layer.decision == "float"]
+    ends = [facts.path for facts in floats if facts.is_first or facts.is_last]
     if not ends:
         raise RefusalError("The student has no float layer at its ends; leave out --edges int8.")
     batches = list(calibration_batches(data))

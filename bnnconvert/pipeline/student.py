@@ -68,13 +68,18 @@ def data_record(data: Data | None) -> DataRecord | None:
 
 
 def evaluation_data(
-    data: str | Data | None, record: DataRecord | None, mean: Sequence[float] | None, std: Sequence[float] | None
+    data: str | Data | None,
+    record: DataRecord | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    *,
+    purpose: str = "evaluate",
 ) -> Data:
     """The data, normalised as the run or artifact records it unless the caller says otherwise."""
     if isinstance(data, Data):
         return data
     if data is None and (record is None or not record.source):
-        raise UsageError("There is no data to evaluate on; give it with --data DIR.")
+        raise UsageError(f"There is no data to {purpose} on; give it with --data DIR.")
     if record is not None and record.mean:
         mean, std = mean or record.mean, std or record.std
     return load_data(data if data is not None else record.source, mean=mean, std=std)  # type: ignore[union-attr]

@@ -40,10 +40,8 @@ def layers_table(report: BenchReport) -> Table:
 
 def bench_notes(report: BenchReport) -> list[str]:
     """What was compared, what stayed away, and where binary loses."""
-    engine = f"native engine on {report.isa}" if report.isa else "portable engine, as there is no native one"
-    notes = [
-        f"{engine[0].upper()}{engine[1:]}; {report.rounds} rounds in turns; golden output {report.golden_difference:.1g} off."
-    ]
+    engine = f"Native engine on {report.isa}" if report.isa else "Portable engine, as there is no native one"
+    notes = [f"{engine}; {report.rounds} rounds in turns; golden output {report.golden_difference:.1g} off."]
     notes += [f"{peer.title}: {peer.failure}." for peer in report.peers if peer.failure is not None]
     if report.slow_layers:
         notes.append(f"Quicker in float: {', '.join(report.slow_layers)}.")

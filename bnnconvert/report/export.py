@@ -47,6 +47,7 @@ def export_notes(report: ExportReport) -> list[str]:
         e = report.edges
         notes.append(
             f"8 bits in {' and '.join(e.layers)}: {as_percent(e.accuracy_float)} of {e.samples:,} {e.split} samples "
-            f"become {as_percent(e.accuracy_int8)}; {as_percent(e.flipped)} of the first binary layer's input bits flip."
+            f"become {as_percent(e.accuracy_int8)}, as {as_percent(e.flipped)} of the first binary layer's input bits "
+            "flip."
         )
     return notes

@@ -1,4 +1,4 @@
-"""The float ends of a student in 8 bits: near the float layer, centred on the calibration data, found again in a file."""
+"""The float ends of a student in 8 bits: near the float layers, centred on the data, found again in a file."""
 
 import pytest
 import torch
@@ -59,7 +59,7 @@ def test_a_program_tells_its_edges() -> None:
 
 
 def test_an_input_of_zeros_cannot_be_calibrated() -> None:
-    with pytest.raises(RefusalError, match="0: its input reaches 0.0 on the calibration data"):
+    with pytest.raises(RefusalError, match=r"0: its input reaches 0\.0 on the calibration data"):
         calibrate(network(), ["0"], [torch.zeros(1, 3, 8, 8)])
 
 

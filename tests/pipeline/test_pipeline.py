@@ -258,3 +258,34 @@ def test_a_model_with_several_outputs_exports_with_their_structure(tmp_path: Pat
     output = bnnconvert.Session(report.path).run(x)
     assert output["a"].shape == (3, 2)
     assert output["rest"][0].shape == (3, 3)
+
+
+def test_8_bit_ends_are_verified_and_their_cost_is_told(model_file: Path) -> None:
+    student = convert_model("model.pt", "xnor", input_shape=(1, 3, 8, 8))
+    report = bnnconvert.export(student, "e.packed.safetensors", edges="int8", data=data())
+    assert report.edges is not None
+    plan = {layer.facts.path: layer for layer in student.plan.layers}
+    assert report.edges.layers == tuple(path for path, layer in plan.items() if layer.decision == "float")
+    assert (report.edges.samples, report.edges.split) == (80, "test")
+    assert 0 <= report.edges.flipped < 0.2
+    assert {part.layer for part in report.layers} == {p for p, layer in plan.items() if layer.decision == "binary"}
+    float_ends = bnnconvert.export(student, "f.packed.safetensors")
+    assert report.tensor_bytes < float_ends.tensor_bytes
+    proved = bnnconvert.verify("e.packed.safetensors", against=student)
+    assert isinstance(proved, VerifyReport)
+    assert proved.passed
+    accuracy = bnnconvert.evaluate("e.packed.safetensors", data()).accuracy
+    assert accuracy == pytest.approx(report.edges.accuracy_int8, abs=0.02)
+
+
+def test_8_bit_ends_need_data(model_file: Path) -> None:
+    student = convert_model("model.pt", "xnor", input_shape=(1, 3, 8, 8))
+    with pytest.raises(UsageError, match="no data to calibrate on; give it with --data DIR"):
+        bnnconvert.export(student, "e.packed.safetensors", edges="int8")
+    assert not Path("e.packed.safetensors").exists()
+
+
+def test_a_student_without_float_ends_has_nothing_to_put_into_8_bits(model_file: Path) -> None:
+    student = convert_model("model.pt", "bnn", input_shape=(1, 3, 8, 8))
+    with pytest.raises(RefusalError, match="no float layer at its ends; leave out --edges int8"):
+        bnnconvert.export(student, "e.packed.safetensors", edges="int8", data=data())

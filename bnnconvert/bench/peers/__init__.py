@@ -23,6 +23,5 @@ def peer_class(name: str) -> type[Peer]:
     Raises: ImportError where its package is not installed.
     """
     file, class_name = PEERS[name].split(":")
-    found = getattr(importlib.import_module(f"{__name__}.{file}"), class_name)
-    assert issubclass(found, Peer)
+    found: type[Peer] = getattr(importlib.import_module(f"{__name__}.{file}"), class_name)
     return found

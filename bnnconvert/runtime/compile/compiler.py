@@ -13,6 +13,7 @@ import numpy as np
 
 from bnnconvert.artifact.schema import Array
 from bnnconvert.runtime.compile.plan import (
+    LANES,
     WRITES,
     Code,
     Dot,
@@ -132,6 +133,12 @@ class Compiler:
         """Whether nodes that are still to come read it."""
         return any(m is made and self.uses[name] > 0 for name, m in self.made.items())
 
+    def is_fresh(self, made: Made, step: Step) -> bool:
+        """Whether a value is a binary layer's accumulators, in whole blocks, and nothing else needs them."""
+        fills_blocks = step.groups == 1 or made.channels // step.groups % LANES == 0
+        is_binary = step.dot == Dot.BINARY and step.kind == StepKind.CONV and not step.chain
+        return is_binary and fills_blocks and self.top[step] is made and not self.is_used_later(made)
+
     def is_read(self, image: Image | None) -> bool:
         """Whether a step reads an image."""
         return any(s.input is image or any(op.image is image for op in s.chain) for s in self.steps)
@@ -220,7 +227,10 @@ def _take_affine(step: Step) -> None:
 
 def composed(first: Op, second: Op) -> Op:
     """One affine operation for two."""
-    assert first.a is not None and first.b is not None and second.a is not None and second.b is not None
+    assert first.a is not None
+    assert first.b is not None
+    assert second.a is not None
+    assert second.b is not None
     a = first.a.astype(np.float64) * second.a
     b = first.b.astype(np.float64) * second.a + second.b
     return Op(Code.AFFINE, a=per_channel(a), b=per_channel(b))

@@ -14,18 +14,18 @@ NONE_INT = np.iinfo(np.int32).max
 
 
 def encode(c: Compiler, node: Node) -> Made:
+    """Bits: of accumulators by integer thresholds in the layer itself, else in the chain of the step that makes x."""
     x = c.value(node.arguments["x"])
     thresholds, start = c.tensor(node.arguments["thresholds"]), c.tensor(node.arguments["start"])
-    assert thresholds is not None and start is not None
+    assert thresholds is not None
+    assert start is not None
     planes, _, levels = thresholds.shape
     bits = Image(Kind.BITS, x.channels, *x.size, planes=planes)
     made = Made((planes * x.channels, *x.shape[1:]), image=bits)
     rows = np.broadcast_to(thresholds, (planes, x.channels, levels))
     starts = np.broadcast_to(start, (planes, x.channels))
     step = x.step
-    is_accumulator = thresholds.dtype == np.int32 and step is not None and step.dot == Dot.BINARY and not step.chain
-    fills_blocks = step is not None and (step.groups == 1 or x.channels // step.groups % 16 == 0)
-    if is_accumulator and fills_blocks and (planes, levels) == (1, 1) and not c.is_used_later(x) and c.top[step] is x:
+    if step is not None and thresholds.dtype == np.int32 and (planes, levels) == (1, 1) and c.is_fresh(x, step):
         step.thresholds, step.start, step.output = rows[0, :, 0].copy(), starts[0].astype(np.uint8), bits
         return made
     if step is None or c.top[step] is not x:
@@ -41,10 +41,12 @@ def encode(c: Compiler, node: Node) -> Made:
 
 
 def binary_conv2d(c: Compiler, node: Node) -> Made:
+    """A convolution of bits."""
     a = node.arguments
     bits = c.value(a["bits"]).image
     weight = c.tensor(a["weight"])
-    assert bits is not None and weight is not None
+    assert bits is not None
+    assert weight is not None
     channels, groups, zero = int(number(a["in_channels"])), int(number(a["groups"])), a["pad_bit"] == "zero"
     if groups > 1 and channels // groups % 32 and math.prod(pair(a["kernel"])) * -(-channels // groups // 32) > 512:
         raise NotNative("the windows of a group are too large")
@@ -54,8 +56,10 @@ def binary_conv2d(c: Compiler, node: Node) -> Made:
 
 
 def binary_linear(c: Compiler, node: Node) -> Made:
+    """A linear layer of bits."""
     x, weight = c.value(node.arguments["bits"]), c.tensor(node.arguments["weight"])
-    assert x.image is not None and weight is not None
+    assert x.image is not None
+    assert weight is not None
     if len(x.shape) != 1:
         raise NotNative("a binary linear layer has rows of rows as input")
     return _binary(c, x.image, weight, _point(x.image), groups=1, pads_zero=True, rank=1)
@@ -129,6 +133,7 @@ def _bytes(c: Compiler, image: Image, weight: Array, lay: Geometry, *, groups: i
 
 
 def affine(c: Compiler, node: Node) -> Made:
+    """A scaled sum of accumulator planes."""
     acc = c.value(node.arguments["acc"])
     scale, bias = c.tensor(node.arguments["scale"]), c.tensor(node.arguments["bias"])
     assert scale is not None
@@ -149,6 +154,7 @@ def _affine(c: Compiler, before: Made, a: Array | float, b: Array | float) -> Ma
 
 
 def conv2d(c: Compiler, node: Node) -> Made:
+    """A float convolution; a depthwise one is a window."""
     a = node.arguments
     x, weight, bias = c.value(a["input"]), c.tensor(a["weight"]), c.tensor(a.get("bias"))
     assert weight is not None
@@ -171,6 +177,7 @@ def conv2d(c: Compiler, node: Node) -> Made:
 
 
 def linear(c: Compiler, node: Node) -> Made:
+    """A float linear layer."""
     a = node.arguments
     weight, bias = c.tensor(a["weight"]), c.tensor(a.get("bias"))
     assert weight is not None
@@ -187,6 +194,7 @@ def _linear(c: Compiler, x: Made, weight: Array, outputs: int, inputs: int, *, s
 
 
 def signed_conv2d(c: Compiler, node: Node) -> Made:
+    """A convolution of floats with ±1 filters."""
     a = node.arguments
     x, weight = c.value(a["x"]), c.tensor(a["weight"])
     assert weight is not None
@@ -201,6 +209,7 @@ def signed_conv2d(c: Compiler, node: Node) -> Made:
 
 
 def signed_linear(c: Compiler, node: Node) -> Made:
+    """A linear layer of floats with ±1 rows."""
     weight = c.tensor(node.arguments["weight"])
     assert weight is not None
     if len(weight) > 1:
@@ -230,6 +239,7 @@ def _point(image: Image) -> Geometry:
 
 
 def batch_norm(c: Compiler, node: Node) -> Made:
+    """Batch norm with its running statistics, as one affine operation."""
     a = node.arguments
     mean, var = c.tensor(a["running_mean"]), c.tensor(a["running_var"])
     weight, bias = c.tensor(a["weight"]), c.tensor(a["bias"])
@@ -258,21 +268,25 @@ _HARDTANH = {"min_val": -1.0, "max_val": 1.0}
 
 
 def unary(code: Code) -> Handler:
+    """An operation on each number."""
     return lambda c, node: c.extended(c.value(node.arguments["self"]), Op(code))
 
 
 def gelu(c: Compiler, node: Node) -> Made:
+    """GELU, exact or by tanh."""
     code = Code.GELU_TANH if node.arguments.get("approximate", "none") == "tanh" else Code.GELU
     return c.extended(c.value(node.arguments["self"]), Op(code))
 
 
 def prelu(c: Compiler, node: Node) -> Made:
+    """PReLU with a slope per channel or one for all."""
     slope = c.tensor(node.arguments["weight"])
     assert slope is not None
     return _prelu(c, node, slope)
 
 
 def leaky_relu(c: Compiler, node: Node) -> Made:
+    """A PReLU with a fixed slope."""
     return _prelu(c, node, np.asarray(number(node.arguments.get("negative_slope", 0.01))))
 
 
@@ -358,6 +372,8 @@ def _channelwise(constant: Array, shape: tuple[int, ...]) -> Array:
 
 
 def pool(reduce: Reduce) -> Handler:
+    """A pool over windows."""
+
     def handle(c: Compiler, node: Node) -> Made:
         a = node.arguments
         x = c.value(a["self"])
@@ -392,6 +408,7 @@ def _divisor(node: Node, lay: Geometry, x: Made) -> int:
 
 
 def adaptive_avg_pool2d(c: Compiler, node: Node) -> Made:
+    """An average over the parts of an image, where all have the same size."""
     x = c.value(node.arguments["self"])
     out = pair(node.arguments["output_size"])
     if any(n % o for n, o in zip(x.size, out, strict=True)):
@@ -400,6 +417,7 @@ def adaptive_avg_pool2d(c: Compiler, node: Node) -> Made:
 
 
 def mean(c: Compiler, node: Node) -> Made:
+    """An average over both axes of an image."""
     x, dims = c.value(node.arguments["self"]), node.arguments["dim"]
     rank = len(x.shape) + 1
     given = {int(number(d)) % rank for d in dims} if isinstance(dims, tuple) else set()
@@ -452,6 +470,8 @@ def _names(wanted: Sequence[Argument], declared: Sequence[Argument]) -> bool:
 
 
 def softmax(*, logarithm: bool) -> Handler:
+    """Softmax over the channels, or its logarithm."""
+
     def handle(c: Compiler, node: Node) -> Made:
         x = c.value(node.arguments["self"])
         axis = int(number(node.arguments["dim"])) % (len(x.shape) + 1)
@@ -465,6 +485,7 @@ def softmax(*, logarithm: bool) -> Handler:
 
 
 def cat(c: Compiler, node: Node) -> Made:
+    """Values side by side on the channel axis."""
     parts = node.arguments["tensors"]
     assert isinstance(parts, tuple)
     operands = [c.value(argument) for argument in parts]

@@ -1,4 +1,4 @@
-"""The plan that the native engine runs: images, and steps that read and write them. The layout is in `csrc/engine/read.cpp`.
+"""The plan that the native engine runs: images, and steps that read and write them. `csrc/engine/read.cpp` reads it.
 
 An image is a value with the channels last and a halo around it, which kernels read as padding. A step makes tiles of
 numbers from images and sends them through a chain of operations, some of which write images.
