@@ -47,6 +47,12 @@ class Worker:
             pass
         return self.answer()
 
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        with self.process:  # closes the pipes and waits
+            pass
+
     def answer(self) -> dict[str, Any]:
         """The next answer."""
         assert self.process.stdout is not None
@@ -56,6 +62,22 @@ class Worker:
             return found
         self.failure = _death(self.process.wait())
         return {}
+
+    def time(self, files: Files, reference: Array | None) -> PeerTime:
+        """What its runs come to; `reference` is what the float original gives."""
+        difference = None
+        if self.failure is None and self.runs_float and reference is not None:
+            output = _output(files, self.name)
+            assert output is not None
+            scale = max(float(np.abs(reference).max(initial=0)), 1e-12)
+            difference = float(np.abs(output - reference).max(initial=0)) / scale
+            if not difference <= self.tolerance:
+                self.failure = f"its output is {difference:.2g} of the largest magnitude off torch's"
+        if self.failure is not None or len(self.seconds) < 2:
+            return PeerTime(self.name, self.title, None, None, difference, self.failure or "it gave no times")
+        quarters = statistics.quantiles(self.seconds, n=4)
+        median = statistics.median(self.seconds)
+        return PeerTime(self.name, self.title, median, (quarters[2] - quarters[0]) / 2, difference, None)
 
 
 def compete(
@@ -84,7 +106,7 @@ def compete(
             if progress is not None:
                 progress(len(names) + turn + 1, len(names) + rounds)
         reference = _output(files, "torch")
-        times = [_time(worker, files, reference) for worker in workers]
+        times = [worker.time(files, reference) for worker in workers]
         return times, {worker.name: _medians(worker.layers) for worker in workers}
 
 
@@ -97,17 +119,19 @@ class _Open:
     def __enter__(self) -> Worker:
         self.worker = self._start({})
         if self.worker.failure == _death(-signal.SIGILL):
+            self.worker.close()
             self.worker = self._start(NO_AMX)
             self.worker.title += " without AMX"
         return self.worker
 
     def __exit__(self, *_: object) -> None:
-        self.worker.process.kill()
-        self.worker.process.wait()
+        self.worker.close()
 
     def _start(self, extra: dict[str, str]) -> Worker:
         count = str(self.threads)
-        environment = os.environ | {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count} | extra
+        # The worker finds what this process finds, wherever it was started.
+        paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        environment = os.environ | {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count} | paths | extra
         command = [sys.executable, "-m", "bnnconvert.bench.worker", self.name, str(self.files.folder), count]
         with open(self.files.folder / f"{self.name}.log", "w") as log:
             process = subprocess.Popen(
@@ -130,22 +154,6 @@ def _death(code: int) -> str:
         return f"its process ended with exit code {code}"
     reason = signal.strsignal(-code) or f"signal {-code}"
     return f"its process was stopped: {reason.lower()}"
-
-
-def _time(worker: Worker, files: Files, reference: Array | None) -> PeerTime:
-    difference = None
-    if worker.failure is None and worker.runs_float and reference is not None:
-        output = _output(files, worker.name)
-        assert output is not None
-        scale = max(float(np.abs(reference).max(initial=0)), 1e-12)
-        difference = float(np.abs(output - reference).max(initial=0)) / scale
-        if not difference <= worker.tolerance:
-            worker.failure = f"its output is {difference:.2g} of the largest magnitude off torch's"
-    if worker.failure is not None or not worker.seconds:
-        return PeerTime(worker.name, worker.title, None, None, difference, worker.failure or "it gave no times")
-    quarters = statistics.quantiles(worker.seconds, n=4)
-    median = statistics.median(worker.seconds)
-    return PeerTime(worker.name, worker.title, median, (quarters[2] - quarters[0]) / 2, difference, None)
 
 
 def _output(files: Files, name: str) -> Array | None:

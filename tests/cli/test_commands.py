@@ -167,3 +167,32 @@ def test_interrupt_says_how_to_go_on(done: Shell, monkeypatch: pytest.MonkeyPatc
     assert result.exit_code == 130
     assert "finetune --resume" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_bench_times_layers_and_peers(done: Shell) -> None:
+    report = done.json(
+        "bench", "model.packed.safetensors", "--against", "model.bnn", "--peers", "torch", "--rounds", "1"
+    )
+    assert [peer["name"] for peer in report["peers"]] == ["bnnconvert", "torch"]
+    assert all(peer["median"] > 0 for peer in report["peers"])
+    layers = {layer["layer"]: layer for layer in report["layers"]}
+    assert layers["3"]["float_seconds"] > 0
+    assert set(report["slow_layers"]) <= set(layers)
+    shown = done.ok("bench", "model.packed.safetensors", "--rounds", "1")
+    assert "Layer by layer" in shown.stdout
+    assert "bnnconvert" in shown.stdout
+
+
+def test_bench_says_what_it_needs(done: Shell) -> None:
+    packed = "model.packed.safetensors"
+    assert "is no peer; there are bnnconvert, torch," in done.refused("bench", packed, "--peers", "x", code=2)
+    assert "its run or model with --against" in done.refused("bench", packed, "--peers", "torch", code=2)
+    both = done.refused("bench", packed, "--against", packed, code=2)
+    assert "is an artifact; give the run or the float model" in both
+
+
+def test_8_bit_ends_are_exported_and_verified(done: Shell) -> None:
+    shown = done.ok("export", "--packed", "--edges", "int8", "--out", "e.packed.safetensors")
+    assert "8 bits in 0 and 8:" in shown.stdout
+    report = done.json("verify", "e.packed.safetensors", "--against", "model.bnn", "--data", "digits")
+    assert report["passed"]

@@ -11,7 +11,6 @@ class Artifact(Peer):
     """The packed artifact."""
 
     title = "bnnconvert"
-    packages = ()
     runs_float = False
 
     def open(self, files: Files, threads: int) -> Predict:

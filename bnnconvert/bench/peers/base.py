@@ -26,8 +26,6 @@ class Peer(ABC):
     """A runtime that takes part. Opened and run in a worker process, so it may import, crash or spin as it likes."""
 
     title: ClassVar[str]
-    packages: ClassVar[tuple[str, ...]]
-    """What it imports; without one of them it stays away."""
     runs_float: ClassVar[bool] = True
     """Whether it runs the float original, and not the artifact."""
     tolerance: ClassVar[float] = 1e-3

@@ -22,7 +22,6 @@ class OnnxRuntimeFp32(Peer):
     """ONNX Runtime, float32."""
 
     title = "ONNX Runtime fp32"
-    packages = ("onnx", "onnxscript", "onnxruntime")
 
     def open(self, files: Files, threads: int) -> Predict:
         return predictor(float_model(files), threads)

@@ -9,7 +9,6 @@ class OnnxRuntimeInt8(Peer):
     """ONNX Runtime, int8."""
 
     title = "ONNX Runtime int8"
-    packages = ("onnx", "onnxscript", "onnxruntime")
     tolerance = 0.5  # an untrained rounding of the weights; the time is what counts here
 
     def open(self, files: Files, threads: int) -> Predict:

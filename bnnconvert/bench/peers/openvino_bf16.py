@@ -9,7 +9,6 @@ class OpenVinoBf16(Peer):
     """OpenVINO, bfloat16."""
 
     title = "OpenVINO bf16"
-    packages = ("onnx", "onnxscript", "openvino")
     tolerance = 0.1
 
     def open(self, files: Files, threads: int) -> Predict:

@@ -21,7 +21,6 @@ class OpenVinoFp32(Peer):
     """OpenVINO, float32."""
 
     title = "OpenVINO fp32"
-    packages = ("onnx", "onnxscript", "openvino")
 
     def open(self, files: Files, threads: int) -> Predict:
         return predictor(float_model(files), threads, "f32")

@@ -9,7 +9,6 @@ class OpenVinoInt8(Peer):
     """OpenVINO, int8."""
 
     title = "OpenVINO int8"
-    packages = ("onnx", "onnxscript", "onnxruntime", "openvino")
     tolerance = 0.5  # as for ONNX Runtime in 8 bits
 
     def open(self, files: Files, threads: int) -> Predict:

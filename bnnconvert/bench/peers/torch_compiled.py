@@ -10,7 +10,6 @@ class TorchCompiled(Peer):
     """PyTorch compiled."""
 
     title = "torch compiled fp32"
-    packages = ("torch",)
 
     def open(self, files: Files, threads: int) -> Predict:
         module = torch.compile(original(files, threads), options={"freezing": True})

@@ -27,7 +27,6 @@ class TorchEager(Peer):
     """PyTorch eager."""
 
     title = "torch eager fp32"
-    packages = ("torch",)
 
     def open(self, files: Files, threads: int) -> Predict:
         module = self.module = original(files, threads)
