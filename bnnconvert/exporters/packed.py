@@ -6,16 +6,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from bnnconvert.artifact.schema import Array, Artifact, Metadata
 from bnnconvert.artifact.writer import write
-from bnnconvert.errors import ArtifactError, RefusalError, UsageError, VerificationError
+from bnnconvert.errors import ArtifactError, VerificationError
+from bnnconvert.exporters.draft import deployed_form, draft_of, module_bytes
 from bnnconvert.exporters.verify import verify
-from bnnconvert.lower.deploy import deploy, tensor_bytes
-from bnnconvert.lower.program import lower
+from bnnconvert.lower.deploy import tensor_bytes
 from bnnconvert.runtime.session import Session, flattened
 from bnnconvert.values.files import atomic_write
 from bnnconvert.values.program import Constant, Node, Program
@@ -37,15 +36,7 @@ def export_packed(
     Raises: RefusalError for a model that has no packed form, VerificationError where the file computes something
     else than the student; nothing is left behind then.
     """
-    if golden_input.dim() < 1 or len(golden_input) < 1:
-        raise UsageError("export: the golden input has no sample; give at least one")
-    golden_input = golden_input.detach().cpu().contiguous()
-    device = next((p.device for p in student.parameters()), torch.device("cpu"))
-    if device.type != "cpu":
-        raise UsageError(
-            "export: the student must be on the CPU to be compared with its packed form; call student.cpu() first"
-        )
-    deployed = deploy(student, golden_input)
+    deployed, golden_input = deployed_form(student, golden_input)
     report = export_deployed(deployed, student, path, golden_input=golden_input, metadata=metadata)
     return dataclasses.replace(report, float_bytes=0 if teacher is None else module_bytes(teacher))
 
@@ -59,16 +50,14 @@ def export_deployed(
     metadata: Metadata | None = None,
 ) -> ExportReport:
     """Write a deployed graph and prove that the file computes what `student` computes."""
-    _check_independent(deployed, golden_input)
-    program, tensors = lower(deployed, golden_input)
-    draft = Artifact(program, tensors, metadata or Metadata(), golden_input.numpy(), ())
+    draft = draft_of(deployed, golden_input, metadata)
     outputs = tuple(flattened(Session(draft).run(draft.golden_input)))
     artifact = dataclasses.replace(draft, golden_outputs=outputs)
     with atomic_write(path) as temporary:
         write(artifact, temporary)
         compared = _prove(temporary, student, golden_input, path)
         file_bytes = temporary.stat().st_size
-    tensor, golden = _bytes(tensors.values()), _bytes((artifact.golden_input, *outputs))
+    tensor, golden = _bytes(draft.tensors.values()), _bytes((artifact.golden_input, *outputs))
     return ExportReport(
         path=str(path),
         predicted_bytes=tensor_bytes(deployed),
@@ -78,7 +67,7 @@ def export_deployed(
         file_bytes=file_bytes,
         float_bytes=0,
         golden_difference=compared.largest_difference,
-        layers=tuple(_layers(program, artifact)),
+        layers=tuple(_layers(draft.program, artifact)),
     )
 
 
@@ -100,27 +89,6 @@ def _prove(written: Path, student: GraphModule, golden_input: Tensor, path: str 
             f"{report.largest_difference:.3g}), which rounding does not explain; it was removed, please report this"
         )
     return report
-
-
-def _check_independent(deployed: GraphModule, golden_input: Tensor) -> None:
-    """Refuse a model in which one sample changes the output of another: the batch could not stay free."""
-    first = golden_input[:1]
-    with torch.no_grad():
-        outputs = [
-            flattened(deployed(torch.cat([first, other]))) for other in (golden_input[-1:], torch.zeros_like(first))
-        ]
-    for one, two in zip(*outputs, strict=True):
-        if not isinstance(one, Tensor) or one.dim() < 1 or len(one) != 2:
-            raise RefusalError("export: each output must be a tensor with the samples on its first axis; return it so")
-        if not torch.equal(one[0], two[0]):
-            raise RefusalError(
-                "export: one sample of a batch changes the output of another; a packed model treats each alone"
-            )
-
-
-def module_bytes(module: nn.Module) -> int:
-    """Bytes of all parameters and buffers of a module. Units: bytes."""
-    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
 
 
 def _bytes(arrays: Iterable[Array]) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from bnnconvert.binarizers import build_input_binarizer, build_weight_binarizer
-from bnnconvert.exporters.packed import module_bytes
+from bnnconvert.exporters.draft import module_bytes
 from bnnconvert.load.data import load_data
 from bnnconvert.load.model import LoadedModel, load_model
 from bnnconvert.load.shapes import guess_input_shape

@@ -33,20 +33,20 @@ def export(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> ExportReport:
-    """Write the student as a packed artifact, verified against it; by default NAME.packed.safetensors.
+    """Write the student in a format, verified against it; by default the packed artifact NAME.packed.safetensors.
 
     `edges` says how the float layers at the ends are stored. Those of 8 bits are calibrated on the data, and the report
     says what they cost in accuracy.
 
     Raises: UsageError, RefusalError, VerificationError; no file is left then.
     """
-    write = look_up(TARGETS, format, where="export", what="format")
+    wanted = look_up(TARGETS, format, where="export", what="format")
     name = student.run.name if student.run is not None else "model"
-    target = Path(path) if path is not None else Path.cwd() / f"{name}.packed.safetensors"
+    target = Path(path) if path is not None else Path.cwd() / f"{name}{wanted.suffix}"
     model, cost = student.model.cpu().eval(), None
     if edges == "int8":
         model, cost = _int8_edges(student, evaluation_data(data, student.data, mean, std, purpose="calibrate"))
-    report = write(
+    report = wanted.write(
         model,
         target,
         golden_input=probe_input(student.input_shape, None)[0][:1],

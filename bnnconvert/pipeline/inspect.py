@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from bnnconvert.exporters.packed import module_bytes
+from bnnconvert.exporters.draft import module_bytes
 from bnnconvert.pipeline.convert import input_shape_of
 from bnnconvert.pipeline.student import Student, probe_input
 from bnnconvert.pipeline.targets import open_target

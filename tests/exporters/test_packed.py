@@ -12,8 +12,8 @@ from torch import nn
 
 from bnnconvert.artifact.schema import Metadata
 from bnnconvert.errors import RefusalError, UsageError, VerificationError
-from bnnconvert.exporters.packed import export_deployed, export_packed, module_bytes
-from bnnconvert.exporters.table import TARGETS
+from bnnconvert.exporters.draft import module_bytes
+from bnnconvert.exporters.packed import export_deployed, export_packed
 from bnnconvert.lower.deploy import deploy, deploy_bytes
 from bnnconvert.runtime import Session
 from tests.students import INPUTS, WEIGHTS, Block, conv, linear, trace
@@ -121,6 +121,7 @@ FULL = """
 import resource, signal, sys, torch
 from pathlib import Path
 from bnnconvert.errors import UsageError
+from bnnconvert.exporters.draft import module_bytes
 from bnnconvert.exporters.packed import export_packed
 from tests.students import Block, trace
 student = trace(Block())
@@ -191,7 +192,3 @@ def test_one_channel_one_pixel_one_bit(tmp_path):
     assert report.golden_difference == 0
     assert [layer.weight_bytes for layer in report.layers] == [1, 1, 2]
     assert np.isfinite(Session(tmp_path / "net").run(x.numpy())).all()
-
-
-def test_table():
-    assert {"packed": export_packed} == TARGETS
