@@ -1,5 +1,7 @@
 """The native engine against the portable executor: bits and accumulators equal, floats within rounding."""
 
+import ctypes
+import mmap
 from collections.abc import Callable
 
 import numpy as np
@@ -10,9 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from bnnconvert.artifact.schema import Array
+from bnnconvert.runtime import native
 from bnnconvert.runtime.compile.operators import HANDLERS
+from bnnconvert.runtime.segments import parts_of
 from bnnconvert.values.program import Argument, Batch
-from tests.programs import Case, binary_networks, instruction_sets, int8_networks, node_program, program_of
+from tests.programs import HOST, Case, binary_networks, instruction_sets, int8_networks, node_program, program_of
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="installed without the native engine")
 ISAS = instruction_sets()
@@ -137,6 +142,32 @@ def test_float_operators_agree_with_torch(op: str, number: int, isa: str) -> Non
 def test_other_float_operators_agree_with_torch(op: str, number: int, isa: str) -> None:
     x, arguments, shape = NODES[op][number]
     _agree(node_program(op, x, arguments, shape), isa)
+
+
+@pytest.mark.skipif(bool(HOST), reason="memory of another process")
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("shape", [(1, 3, 5, 5), (3, 3, 7, 17), (2, 17, 3, 3), (2, 64, 1, 1)], ids=str)
+def test_no_byte_beyond_input_and_output_is_touched(isa: str, shape: tuple[int, ...]) -> None:
+    x = _image(*shape)
+    case = program_of(lambda x, w: F.conv2d(F.relu(x), w), x, _image(9, shape[1], 1, 1))
+    (part,), _ = parts_of(case.program, case.tensors)
+    assert part.plan is not None
+    expected = case.run(None)
+    engine = native.Engine(part.plan.to_bytes(), [expected.shape[1:]], threads=1, isa=isa)
+    given, made = guarded(x.numel()), guarded(expected.size)
+    given[:] = x.numpy().ravel()
+    arrays = [(ctypes.c_void_p * 1)(a.ctypes.data) for a in (given, made)]
+    assert engine._library.bnn_run(engine._handle, shape[0], *arrays) == 0
+    np.testing.assert_allclose(made.reshape(expected.shape), expected, rtol=3e-6, atol=1e-5)
+
+
+def guarded(count: int) -> Array:
+    """Float32 numbers that end where memory ends that nobody may touch."""
+    size = -(-4 * count // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, size + mmap.PAGESIZE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + size), mmap.PAGESIZE, 0) == 0
+    return np.frombuffer(memory, np.float32, count, size - 4 * count)
 
 
 def _agree(case: Case, isa: str) -> None:
