@@ -199,7 +199,7 @@ class Compiler:
         return Plan(self.steps)
 
     def _run(self, node: Node, nodes: Sequence[Node], handlers: "Mapping[str, Handler]") -> None:
-        self.at, self.layer = nodes.index(node), node.layer
+        self.at, self.layer = _index(nodes, node), node.layer
         if node.op not in handlers:
             raise NotNative(f"{node.op} has no kernel")
         for reference in node.references():
@@ -234,6 +234,11 @@ def composed(first: Op, second: Op) -> Op:
     a = first.a.astype(np.float64) * second.a
     b = first.b.astype(np.float64) * second.a + second.b
     return Op(Code.AFFINE, a=per_channel(a), b=per_channel(b))
+
+
+def _index(nodes: Sequence[Node], node: Node) -> int:
+    """Place of a node, known by identity: comparing all fields would take most of the time that compiling takes."""
+    return next(number for number, other in enumerate(nodes) if other is node)
 
 
 def _maker(nodes: Sequence[Node], name: str) -> int:

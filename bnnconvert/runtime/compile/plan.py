@@ -192,8 +192,11 @@ class Plan:
 def per_channel(values: Array) -> Array:
     """Float values per channel, padded to whole blocks of channels. Shapes: (..., C) -> (..., 16 ceil(C / 16))."""
     array = np.asarray(values, np.float32)
-    padding = [(0, 0)] * (array.ndim - 1) + [(0, -array.shape[-1] % LANES)]
-    return np.pad(array, padding)
+    if array.shape[-1] % LANES == 0:
+        return array
+    padded = np.zeros((*array.shape[:-1], -(-array.shape[-1] // LANES) * LANES), np.float32)  # np.pad takes 50 us
+    padded[..., : array.shape[-1]] = array
+    return padded
 
 
 class _Writer:

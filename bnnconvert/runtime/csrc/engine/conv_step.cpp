@@ -28,6 +28,11 @@ ConvWeights elements_of(const StepSpec& step) {
     uint32_t* to = weights.elements.data();
     for (int64_t r = 0; r < rows; r++) {
         const uint8_t* row = step.weights.data + r * row_bytes;
+        if (s.dot == Dot::binary && channels % 8 == 0) {
+            for (int64_t t = 0; t < taps; t++, to += s.tap_elements())
+                std::memcpy(to, row + t * channels / 8, static_cast<size_t>(channels / 8));
+            continue;
+        }
         for (int64_t t = 0; t < taps; t++, to += s.tap_elements())
             for (int64_t c = 0; c < channels; c++) {
                 const int64_t i = t * channels + c;
