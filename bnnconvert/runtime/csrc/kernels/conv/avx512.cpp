@@ -42,7 +42,8 @@ struct CarrySave {
 
     // In assembly, as GCC spills registers around the three-source intrinsics, which overwrite one of their sources.
     static BNN_INLINE void add_two(Sum& s, const uint32_t* x, const __m512i& w1, const __m512i& w2) {
-        __m512i o1, o2;
+        // On locals: an array's element as an operand would keep the whole array in memory.
+        __m512i sum = s.sum, ones = s.ones, o1, o2;
         __asm__("vmovdqa64 %[ones], %[o1]\n\t"
                 "vpternlogd %[parity], %[x1]%{1to16%}, %[w1], %[o1]\n\t"
                 "vmovdqa64 %[o1], %[o2]\n\t"
@@ -50,10 +51,10 @@ struct CarrySave {
                 "vpternlogd %[carry], %[o2], %[o1], %[ones]\n\t"
                 "vpopcntd %[ones], %[ones]\n\t"
                 "vpaddd %[ones], %[sum], %[sum]"
-                : [sum] "+v"(s.sum), [ones] "+v"(s.ones), [o1] "=&v"(o1), [o2] "=&v"(o2)
+                : [sum] "+v"(sum), [ones] "+v"(ones), [o1] "=&v"(o1), [o2] "=&v"(o2)
                 : [x1] "m"(x[0]), [x2] "m"(x[1]), [w1] "v"(w1), [w2] "v"(w2), [parity] "i"(kParity),
                   [carry] "i"(kCarry));
-        s.ones = o2;
+        s = {sum, o2};
     }
 
     // The last element of an odd run: the carry is ones & ~o1.
@@ -66,29 +67,29 @@ struct CarrySave {
 
     template <int P, int Q>
     static BNN_INLINE void multiply(const Window& window, const uint32_t* w, __m512i (&total)[P][Q]) {
-        Sum sum[P][Q];
-        for (int p = 0; p < P; p++)
-            for (int q = 0; q < Q; q++) sum[p][q] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+        Sum sum[P * Q];
+        unrolled<P * Q>([&](auto i) BNN_INLINE_LAMBDA { sum[i] = {_mm512_setzero_si512(), _mm512_setzero_si512()}; });
         for (int r = 0; r < window.run_count; r++) {
             const uint32_t* x[P];
-            for (int p = 0; p < P; p++) x[p] = window.pixels[p] + window.runs[r];
+            unrolled<P>([&](auto p) BNN_INLINE_LAMBDA { x[p] = window.pixels[p] + window.runs[r]; });
             int k = 0;
             for (; k + 1 < window.run_length; k += 2, w += 2 * kLanes * Q)
-                for (int q = 0; q < Q; q++) {
+                unrolled<Q>([&](auto q) BNN_INLINE_LAMBDA {
                     const __m512i w1 = _mm512_load_si512(w + kLanes * q);
                     const __m512i w2 = _mm512_load_si512(w + kLanes * (Q + q));
-                    for (int p = 0; p < P; p++) add_two(sum[p][q], x[p] + k, w1, w2);
-                }
+                    unrolled<P>([&](auto p) BNN_INLINE_LAMBDA { add_two(sum[p * Q + q], x[p] + k, w1, w2); });
+                });
             if (k < window.run_length) {
-                for (int q = 0; q < Q; q++)
-                    for (int p = 0; p < P; p++) add_one(sum[p][q], x[p] + k, _mm512_load_si512(w + kLanes * q));
+                unrolled<P * Q>([&](auto i) BNN_INLINE_LAMBDA {
+                    add_one(sum[i], x[i / Q] + k, _mm512_load_si512(w + kLanes * (i % Q)));
+                });
                 w += kLanes * Q;
             }
         }
-        for (int p = 0; p < P; p++)
-            for (int q = 0; q < Q; q++)
-                total[p][q] = _mm512_add_epi32(_mm512_slli_epi32(sum[p][q].sum, 1),
-                                               _mm512_popcnt_epi32(sum[p][q].ones));
+        unrolled<P * Q>([&](auto i) BNN_INLINE_LAMBDA {
+            total[i / Q][i % Q] =
+                _mm512_add_epi32(_mm512_slli_epi32(sum[i].sum, 1), _mm512_popcnt_epi32(sum[i].ones));
+        });
     }
 
     template <int P, int Q>

@@ -13,13 +13,27 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "kernels/conv/conv.h"
 
 #define BNN_INLINE inline __attribute__((always_inline))
+#define BNN_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace bnn {
 namespace {
+
+// f(0), f(1), ... with constants: an array that is indexed by nothing else lives in registers, loops around assembly
+// or not.
+template <class F, int... kNumbers>
+BNN_INLINE void unrolled(F f, std::integer_sequence<int, kNumbers...>) {
+    (f(std::integral_constant<int, kNumbers>{}), ...);
+}
+
+template <int kCount, class F>
+BNN_INLINE void unrolled(F f) {
+    unrolled(f, std::make_integer_sequence<int, kCount>{});
+}
 
 template <class D, int P, int Q>
 BNN_INLINE void multiply(const Window& window, const uint32_t* w, typename D::Sum (&sum)[P][Q]) {
