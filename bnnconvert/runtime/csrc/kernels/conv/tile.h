@@ -39,24 +39,30 @@ template <class D, int P, int Q>
 BNN_INLINE void multiply(const Window& window, const uint32_t* w, typename D::Sum (&sum)[P][Q]) {
     for (int p = 0; p < P; p++)
         for (int q = 0; q < Q; q++) sum[p][q] = D::zero();
+    int room = D::kSteps;  // additions until the sums have to be settled
     for (int r = 0; r < window.run_count; r++) {
         const uint32_t* x[P];
         for (int p = 0; p < P; p++) x[p] = window.pixels[p] + window.runs[r];
         for (int begin = 0; begin < window.run_length;) {
             int end = window.run_length;
-            if (D::kSteps && end - begin > D::kSteps) end = begin + D::kSteps;
+            if (D::kSteps && end - begin > room) end = begin + room;
             for (int k = begin; k < end; k++, w += kLanes * Q) {
                 typename D::Weights weights[Q];
                 for (int q = 0; q < Q; q++) weights[q] = D::load(w + kLanes * q);
                 for (int p = 0; p < P; p++)
                     for (int q = 0; q < Q; q++) D::add(sum[p][q], x[p] + k, weights[q]);
             }
-            if (D::kSteps)
-                for (int p = 0; p < P; p++)
-                    for (int q = 0; q < Q; q++) D::settle(sum[p][q]);
+            room -= end - begin;
             begin = end;
+            if (!D::kSteps || room > 0) continue;
+            room = D::kSteps;
+            for (int p = 0; p < P; p++)
+                for (int q = 0; q < Q; q++) D::settle(sum[p][q]);
         }
     }
+    if (D::kSteps)
+        for (int p = 0; p < P; p++)
+            for (int q = 0; q < Q; q++) D::settle(sum[p][q]);
 }
 
 template <class D, int P, int Q>

@@ -7,7 +7,7 @@ namespace bnn {
 
 extern const ConvTile kConvPortable[3];
 #if defined(__x86_64__)
-extern const ConvTile kConvAvx2[8];
+extern const ConvTile kConvAvx2[11];
 extern const ConvTile kConvAvx512[16];
 #elif defined(__aarch64__)
 extern const ConvTile kConvNeon[8];
