@@ -45,6 +45,7 @@ _SIGNATURES = {
     "bnn_step_at": (_Step, [_ENGINE, ctypes.c_int]),
     "bnn_profile": (None, [_ENGINE, ctypes.c_int]),
     "bnn_memory": (ctypes.c_int64, [_ENGINE]),
+    "bnn_peak": (ctypes.c_double, [ctypes.c_char_p]),
 }
 """Functions that are called from here."""
 
@@ -76,6 +77,12 @@ def instruction_sets() -> list[str]:
     while (name := loaded.bnn_isa(len(names))) is not None:
         names.append(name.decode())
     return names
+
+
+def peak(isa: str) -> float:
+    """Binary multiply-adds a second of one thread on registers alone: the bound of a kernel without carry-save."""
+    loaded = library()
+    return 0.0 if loaded is None else float(loaded.bnn_peak(isa.encode()))
 
 
 def chosen_isa() -> str:

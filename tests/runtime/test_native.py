@@ -173,3 +173,11 @@ def guarded(count: int) -> Array:
 def _agree(case: Case, isa: str) -> None:
     expected = case.run(None)
     np.testing.assert_allclose(case.run(isa, 2), expected, rtol=3e-6, atol=3e-6 * np.abs(expected).max())
+
+
+@pytest.mark.skipif(bool(HOST), reason="runs in this process")
+def test_the_bound_rises_with_the_instruction_set() -> None:
+    rates = [native.peak(isa) for isa in ISAS]  # best first
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] > 1e8
+    assert native.peak("z80") == 0

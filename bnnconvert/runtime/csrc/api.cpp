@@ -1,4 +1,6 @@
 #include <atomic>
+#include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <memory>
 #include <new>
@@ -112,6 +114,22 @@ bnn_step bnn_step_at(const bnn_engine* engine, int number) {
 }
 
 void bnn_profile(bnn_engine* engine, int on) { engine->engine.profiles = on != 0; }
+
+double bnn_peak(const char* isa) {
+    bnn::Isa chosen;
+    if (!isa || !find_isa(isa, chosen)) return 0;
+    const auto now = [] {
+        return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+    };
+    const bnn::Kernels& kernels = bnn::kernels_of(chosen);
+    double best = 0;
+    for (int i = 0; i < 20; i++) {
+        const double start = now();
+        const auto done = static_cast<double>(kernels.spin(10000));
+        best = std::max(best, done / (now() - start));
+    }
+    return best;
+}
 
 int64_t bnn_memory(const bnn_engine* engine) { return engine->engine.memory(); }
 

@@ -65,6 +65,10 @@ BNN_API void bnn_profile(bnn_engine* engine, int on);
 /* Bytes of all values between the steps. */
 BNN_API int64_t bnn_memory(const bnn_engine* engine);
 
+/* Binary multiply-adds a second that one thread does on registers alone, by XOR, popcount and add: the bound of a plain
+ * kernel, measured in about ten milliseconds. 0 for an instruction set that this machine has not. */
+BNN_API double bnn_peak(const char* isa);
+
 #ifdef __cplusplus
 }
 #endif

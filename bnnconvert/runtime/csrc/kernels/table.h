@@ -20,6 +20,7 @@ struct Span {
 struct Kernels {
     Isa isa;
     Span<ConvTile> conv;
+    SpinFn spin;
     ChainKernel chain;
     WindowFn window;
     RowKernels rows;

@@ -242,4 +242,6 @@ const ConvTile kConvAvx2[] = {
     byte_tile<4, 1>("4x1"),                   byte_tile<2, 2>("2x2"),
 };
 
+const SpinFn kSpinAvx2 = spin<Binary, 4>;
+
 }  // namespace bnn

@@ -147,4 +147,6 @@ const ConvTile kConvAvx512[] = {
     byte_tile<12, 2>("12x2"),                     byte_tile<14, 1>("14x1"),
 };
 
+const SpinFn kSpinAvx512 = spin<Binary, 12>;
+
 }  // namespace bnn

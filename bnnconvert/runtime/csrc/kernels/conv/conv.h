@@ -50,4 +50,7 @@ struct ConvTile {
 
 constexpr int kMaxTileBlocks = 8;
 
+// Runs the binary dot on registers alone; returns the number of multiply-adds.
+using SpinFn = int64_t (*)(int64_t rounds);
+
 }  // namespace bnn

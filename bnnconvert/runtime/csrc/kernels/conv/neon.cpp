@@ -10,4 +10,5 @@ constexpr Isa kIsa = Isa::neon;
 
 namespace bnn {
 const ConvTile kConvNeon[] = {BNN_NEON_TILES};
+const SpinFn kSpinNeon = spin<Binary, 4>;
 }  // namespace bnn

@@ -10,4 +10,5 @@ constexpr Isa kIsa = Isa::neon_dot;
 
 namespace bnn {
 const ConvTile kConvNeonDot[] = {BNN_NEON_TILES};
+const SpinFn kSpinNeonDot = spin<Binary, 4>;
 }  // namespace bnn

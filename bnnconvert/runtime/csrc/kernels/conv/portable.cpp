@@ -48,4 +48,6 @@ const ConvTile kConvPortable[] = {
     {Dot::bytes, kIsa, "2x1", 2, 1, accumulate<Bytes, 2, 1>, nullptr},
 };
 
+const SpinFn kSpinPortable = spin<Binary, 2>;
+
 }  // namespace bnn

@@ -65,6 +65,28 @@ BNN_INLINE void multiply(const Window& window, const uint32_t* w, typename D::Su
             for (int q = 0; q < Q; q++) D::settle(sum[p][q]);
 }
 
+// `rounds` rounds of the binary dot on registers and the first-level cache, with nothing around it; returns how many
+// multiply-adds that was. What a core can do without carry-save.
+template <class D, int kSums>
+int64_t spin(int64_t rounds) {
+    alignas(64) static const uint32_t numbers[kSums + kLanes] = {};
+    const uint32_t* x = numbers;
+    typename D::Sum sum[kSums];
+    for (int i = 0; i < kSums; i++) sum[i] = D::zero();
+    __asm__ volatile("" : "+r"(x));  // so that nothing is known of what it points to
+    const typename D::Weights w = D::load(x);
+    for (int64_t r = 0; r < rounds; r++) {
+        __asm__ volatile("" : "+r"(x));
+        for (int i = 0; i < kSums; i++) D::add(sum[i], x + i, w);
+        if (D::kSteps && r % D::kSteps == D::kSteps - 1)
+            for (int i = 0; i < kSums; i++) D::settle(sum[i]);
+    }
+    uint32_t out[kSums][kLanes];
+    for (int i = 0; i < kSums; i++) D::store(sum[i], out[i]);
+    __asm__ volatile("" : : "m"(out));
+    return rounds * kSums * kLanes * 32;
+}
+
 template <class D, int P, int Q>
 void accumulate(const Window& window, const uint32_t* w, void* out) {
     typename D::Sum sum[P][Q];
