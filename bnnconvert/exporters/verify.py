@@ -6,6 +6,9 @@ lies within rounding of a threshold: |x - t| <= ROUNDING * max|x|, the maximum t
 layer the sample is on another path, and its later bits and outputs may differ by any amount.
 A sample whose bits all agree must agree in its outputs within TOLERANCE * max(1, max|output|).
 
+The layers are seen in the portable executor. Where the session runs on the native engine, that engine's outputs must
+agree with the portable ones in the same sense: a sample may differ only if one of its values lies at a threshold.
+
 Independently of that, each binary layer must be exact: its accumulators must equal those that the student's own map
 gives for the bits that entered it in the session.
 """
@@ -16,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter
@@ -49,7 +53,9 @@ def verify(student: GraphModule, session: Session, batches: Iterable[Tensor]) ->
                 flips.add(name, bits, layer, recorder.inputs[name][call], inexact=inexact)
             actual = [values[name] for name in session.program.output.values()]
             tally.add(flips, actual, [e.numpy() for e in expected])
-    return tally.report()
+            if session.isa is not None:
+                tally.add_engine(flattened(session.run(x.numpy())), actual, recorder)
+    return tally.report(session.isa)
 
 
 @contextmanager
@@ -70,6 +76,13 @@ class Recorder(Interpreter):
     def __init__(self, student: GraphModule) -> None:
         super().__init__(student)
         self.inputs: dict[str, list[Tensor]] = {}
+
+    def calls(self) -> Iterator[tuple[BinaryLayer, Tensor]]:
+        """Each call of a layer with binary inputs, and its input."""
+        for path, inputs in self.inputs.items():
+            layer = self.fetch_attr(path)
+            if layer.input_binarizer is not None:
+                yield from ((layer, x) for x in inputs)
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if isinstance(self.fetch_attr(target), BinaryLayer):
@@ -158,15 +171,14 @@ class _Tally:
     differing: int = 0
     unexplained: int = 0
     largest: float = 0.0
+    engine_differing: int = 0
+    engine_unexplained: int = 0
     layers: list[LayerFlips] = field(default_factory=list)
 
     def add(self, flips: _Flips, actual: list[Array], expected: list[Array]) -> None:
         """Account for one batch."""
-        differs = np.zeros(len(flips.parted), np.bool_)
-        for a, e in zip(actual, expected, strict=True):
-            difference = np.abs(a.astype(np.float64) - e.astype(np.float64)).reshape(len(a), -1).max(1, initial=0.0)
-            differs |= ~(difference <= TOLERANCE * max(1.0, float(np.abs(e).max(initial=0.0))))
-            self.largest = max(self.largest, float(difference.max(initial=0.0)))
+        differs, largest = _differing(actual, expected)
+        self.largest = max(self.largest, largest)
         if actual:
             top = [np.argmax(side[0].reshape(len(side[0]), -1), axis=1) for side in (actual, expected)]
             self.agreeing += int((top[0] == top[1]).sum())
@@ -177,10 +189,39 @@ class _Tally:
             [_sum(*pair) for pair in zip(self.layers, flips.layers, strict=True)] if self.layers else flips.layers
         )
 
-    def report(self) -> VerifyReport:
-        """What it all came to."""
-        agreement = self.agreeing / self.samples if self.samples else 1.0
-        return VerifyReport(self.samples, agreement, self.largest, self.differing, self.unexplained, tuple(self.layers))
+    def add_engine(self, actual: list[Array], expected: list[Array], recorder: Recorder) -> None:
+        """Account for the native engine's outputs of one batch against the portable ones."""
+        differs, _ = _differing(actual, expected)
+        self.engine_differing += int(differs.sum())
+        if differs.any():
+            near = np.zeros_like(differs)
+            for layer, inputs in recorder.calls():
+                near |= at_boundary(layer, inputs).flatten(1).any(1).numpy()
+            self.engine_unexplained += int((differs & ~near).sum())
+
+    def report(self, isa: str | None) -> VerifyReport:
+        """What it all came to; `isa` is what the native engine ran on."""
+        return VerifyReport(
+            self.samples,
+            self.agreeing / self.samples if self.samples else 1.0,
+            self.largest,
+            self.differing,
+            self.unexplained,
+            tuple(self.layers),
+            isa,
+            self.engine_differing,
+            self.engine_unexplained,
+        )
+
+
+def _differing(actual: list[Array], expected: list[Array]) -> tuple[npt.NDArray[np.bool_], float]:
+    """Samples whose outputs differ by more than the tolerance, and the largest difference."""
+    differs, largest = np.zeros(len(expected[0]) if expected else 0, np.bool_), 0.0
+    for a, e in zip(actual, expected, strict=True):
+        difference = np.abs(a.astype(np.float64) - e.astype(np.float64)).reshape(len(a), -1).max(1, initial=0.0)
+        differs |= ~(difference <= TOLERANCE * max(1.0, float(np.abs(e).max(initial=0.0))))
+        largest = max(largest, float(difference.max(initial=0.0)))
+    return differs, largest
 
 
 def _sum(a: LayerFlips, b: LayerFlips) -> LayerFlips:

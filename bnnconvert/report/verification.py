@@ -52,6 +52,9 @@ def verify_notes(report: VerifyReport) -> list[str]:
     accumulators, inexact = (sum(getattr(f, n) for f in report.layers) for n in ("accumulators", "inexact"))
     if not inexact:
         notes.append(f"Given the same input bits every binary layer is exact: {accumulators:,} accumulators compared.")
+    if report.isa is not None:
+        differ = f"differs in {report.engine_differing:,} samples, each with a value at a sign boundary"
+        notes.append(f"The native engine ({report.isa}) {differ if report.engine_differing else 'agrees'}.")
     if report.passed and report.differing_samples:
         differing = f"{report.differing_samples:,} samples differ in their outputs"
         notes.append(f"Passed: {differing}, and rounding at a sign boundary explains every one.")
@@ -62,6 +65,11 @@ def verify_notes(report: VerifyReport) -> list[str]:
 
 def verify_failure(report: VerifyReport) -> str:
     """What is wrong, where `report` has not passed."""
+    if report.engine_unexplained:
+        return (
+            f"the native engine ({report.isa}) differs from the portable one in {report.engine_unexplained:,} of "
+            f"{report.samples:,} samples in a way that rounding does not explain; please report this"
+        )
     wrong = next((f for f in report.layers if f.inexact), None)
     bad = next((f for f in report.layers if f.first > f.first_boundary), None)
     where = "outputs differ"

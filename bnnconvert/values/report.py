@@ -123,12 +123,17 @@ class VerifyReport:
     unexplained_samples: int
     """Those of them that no flip at a boundary explains; more than none is a failure."""
     layers: tuple[LayerFlips, ...]
+    isa: str | None = None
+    """What the native engine ran on, whose outputs were compared with the portable ones, too."""
+    engine_differing: int = 0
+    engine_unexplained: int = 0
+    """Those of them without a value at a boundary; more than none is a failure."""
 
     @property
     def passed(self) -> bool:
         """Whether binary layers are exact and all other differences come from values within rounding of a threshold."""
         layers_hold = all(layer.inexact == 0 and layer.first == layer.first_boundary for layer in self.layers)
-        return self.unexplained_samples == 0 and layers_hold
+        return self.unexplained_samples == 0 and self.engine_unexplained == 0 and layers_hold
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from bnnconvert.exporters.verify import ROUNDING, at_boundary, student_bits, verify
-from bnnconvert.runtime import Session
+from bnnconvert.report.verification import verify_failure, verify_notes
+from bnnconvert.runtime import Session, native
 from tests.sessions import draft
 from tests.students import INPUTS, Block, conv, trace
 
@@ -112,3 +113,19 @@ def test_the_students_mode_is_left_alone(student, x):
     verify(student, session, [x])
     assert student.training
     assert not student.get_submodule("bn1").training
+
+
+@pytest.mark.skipif(native.library() is None, reason="installed without the native engine")
+def test_the_native_engine_is_compared_with_the_portable_one(student, x, monkeypatch):
+    session = Session(draft(student, x))
+    report = verify(student, session, [x])
+    assert report.passed
+    assert (report.isa, report.engine_differing, report.engine_unexplained) == (session.isa, 0, 0)
+    assert f"The native engine ({session.isa}) agrees." in verify_notes(report)
+    right = session.run
+    monkeypatch.setattr(session, "run", lambda x: right(x) + 1)
+    report = verify(student, session, [x])
+    assert not report.passed
+    assert report.engine_differing == report.engine_unexplained == len(x)
+    assert "the native engine" in verify_failure(report)
+    assert report.unexplained_samples == 0
