@@ -14,6 +14,9 @@ Bits = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.unsignedinteger]
 
+MAX_BYTES = 2**16
+"""8-bit weights of a row, at most: then no sum of their products leaves int32."""
+
 
 def sign_bits(x: npt.NDArray[np.floating] | npt.NDArray[np.integer]) -> Bits:
     """Bit of sign(x): true where x >= 0, false for NaN."""

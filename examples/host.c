@@ -30,6 +30,7 @@ int main(int argc, char** argv) {
     const int threads = argc > 4 ? atoi(argv[4]) : 1;
     if (bnn_open_file(argv[1], threads, argc > 5 ? argv[5] : NULL, &engine) != BNN_OK)
         return fail(argv[1], bnn_error());
+    if (bnn_inputs(engine) != 1 || bnn_outputs(engine) != 1) return fail(argv[1], "it has several inputs or outputs");
 
     FILE* file = fopen(argv[2], "rb");
     if (!file) return fail(argv[2], "cannot read it");

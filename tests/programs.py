@@ -49,7 +49,7 @@ class Case:
         assert part.plan is not None
         with tempfile.TemporaryDirectory() as folder:
             plan, given, made = (Path(folder) / name for name in ("plan", "input", "output"))
-            plan.write_bytes(part.plan.to_bytes())
+            plan.write_bytes(part.plan)
             given.write_bytes(np.ascontiguousarray(self.x).tobytes())
             subprocess.run([*HOST, plan, given, made, str(threads), isa], check=True)
             shape = self.program.specs()[part.outputs[0]].sized(len(self.x))

@@ -34,7 +34,7 @@ POINTS: dict[str, tuple[str, Mapping[str, Any], set[str]]] = {
     "rewrites": ("rewrite", REWRITES, {"base", "runner", "regions", "dead_signs"}),
     "losses": ("train/losses", LOSSES, {"base", "pairing"}),
     "folds": ("lower/folds", FOLDS, {"base", "table"}),
-    "targets": ("exporters", {n: t.write for n, t in TARGETS.items()}, {"table", "verify", "draft"}),
+    "targets": ("exporters", {n: t.write for n, t in TARGETS.items()}, {"table", "verify", "boundary", "draft"}),
     "commands": ("cli", COMMANDS, {"app", "failures", "options", "render", "arrays"}),
 }
 SOURCED: list[tuple[type, Mapping[str, Any]]] = [

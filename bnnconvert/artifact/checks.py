@@ -4,13 +4,13 @@ No torch here: the shapes of ATen operators are checked by the session, which ha
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from bnnconvert.artifact.schema import GOLDEN, MAX_BYTES, MAX_ELEMENTS, MAX_EXTENT, MAX_K, MAX_WINDOW_BITS, Array
+from bnnconvert.artifact.schema import GOLDEN, MAX_ELEMENTS, MAX_EXTENT, MAX_K, MAX_WINDOW_BITS, Array
 from bnnconvert.artifact.signatures import SIGNATURES, mismatch
-from bnnconvert.bits import row_bytes
+from bnnconvert.bits import MAX_BYTES, row_bytes
 from bnnconvert.errors import ArtifactError
 from bnnconvert.values.program import Batch, Constant, Dimension, Node, Program, Value, ValueSpec
 
@@ -172,11 +172,19 @@ def _conv2d(name: str, given: str, gives: str) -> Callable[[_Arguments], tuple[s
                 f"an input of shape {_show(shape)} does not fit {channels} channels, {groups} groups and {out} outputs"
             )
         sizes = [_positions(s, *g) for s, *g in zip((*height, *width), kernel, stride, padding, dilation, strict=True)]
-        if math.prod(sizes) * k * planes > MAX_WINDOW_BITS:
-            raise Defect(f"its windows hold more than {MAX_WINDOW_BITS} bits for one sample")
+        _bound_work(shape, padding, sizes, k * planes)
         return gives, (shape[0], planes * weight_planes * out, *sizes)
 
     return rule
+
+
+def _bound_work(shape: Shape, padding: Sequence[int], sizes: Sequence[int], row: int) -> None:
+    """Refuse a convolution that takes far more memory than its input and output, padded or as windows."""
+    if math.prod(sizes) * row > MAX_WINDOW_BITS:
+        raise Defect(f"its windows hold more than {MAX_WINDOW_BITS} values for one sample")
+    padded = (s + 2 * p for s, p in zip(shape[2:], padding, strict=True) if isinstance(s, int))
+    if isinstance(shape[1], int) and shape[1] * math.prod(padded) > MAX_ELEMENTS:
+        raise Defect(f"its padded input has more than {MAX_ELEMENTS} elements")
 
 
 def _linear(name: str, given: str, gives: str) -> Callable[[_Arguments], tuple[str, Shape]]:
@@ -209,6 +217,7 @@ def _int8_conv2d(a: _Arguments) -> tuple[str, Shape]:
     if len(shape) != 4 or shape[1] != per_group * groups or out % groups or k > MAX_BYTES:
         raise Defect(f"an input of shape {_show(shape)} does not fit a weight of shape {list(weight.shape)}")
     sizes = [_positions(s, *g) for s, *g in zip(shape[2:], kernel, stride, padding, dilation, strict=True)]
+    _bound_work(shape, padding, sizes, k)
     return "int32", (shape[0], out, *sizes)
 
 

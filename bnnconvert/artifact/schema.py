@@ -22,12 +22,10 @@ MAX_TENSORS = 2**16
 MAX_ELEMENTS = 2**28
 """Elements of one value for one sample."""
 MAX_WINDOW_BITS = 2**32
-"""Output pixels times row bits of one convolution for one sample."""
+"""Output pixels times row bits, or bytes, of one convolution for one sample."""
 MAX_EXTENT = 2**16
 """Kernel, stride, padding and dilation stay below this."""
 MAX_K = 2**24
-MAX_BYTES = 2**16
-"""Weights of 8 bits in a row: no sum of their products leaves int32."""
 """Row bits stay below this, so that sums are exact in float32."""
 
 DTYPES: Mapping[str, np.dtype[Any]] = {

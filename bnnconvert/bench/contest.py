@@ -6,16 +6,19 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from bnnconvert.bench.peers.base import Array, Files, LayerTime
+from bnnconvert.bench.peers.base import Files, LayerTime
 from bnnconvert.values.report import PeerTime
 
+PATIENCE = 600.0
+"""Seconds until a peer that does not answer is given up; compiling or quantizing a large network takes minutes."""
 RUNS = 3
 """Timed runs of a peer in one turn, behind one that is not counted."""
 NO_AMX = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
@@ -31,6 +34,8 @@ class Worker:
     title: str
     runs_float: bool = True
     tolerance: float = 0.0
+    difference: float | None = None
+    """From the float original, in units of its largest magnitude."""
     failure: str | None = None
     seconds: list[float] = field(default_factory=list)
     layers: list[list[LayerTime]] = field(default_factory=list)
@@ -40,44 +45,56 @@ class Worker:
         if self.failure is not None:
             return {}
         assert self.process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(command) + "\n")
             self.process.stdin.flush()
-        except BrokenPipeError:
-            pass
         return self.answer()
 
     def close(self) -> None:
         """End the process."""
         self.process.kill()
-        with self.process:  # closes the pipes and waits
+        with suppress(BrokenPipeError), self.process:  # closes the pipes, which may hold a command, and waits
             pass
 
     def answer(self) -> dict[str, Any]:
         """The next answer."""
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
+        is_late = threading.Event()
+
+        def give_up() -> None:
+            is_late.set()
+            self.process.kill()
+
+        watch = threading.Timer(PATIENCE, give_up)
+        watch.start()
+        try:
+            line = self.process.stdout.readline()
+        finally:
+            watch.cancel()
         if line:
             found: dict[str, Any] = json.loads(line)
             return found
-        self.failure = _death(self.process.wait())
+        code = self.process.wait()
+        self.failure = f"it did not answer for {PATIENCE:.0f} seconds" if is_late.is_set() else _death(code)
         return {}
 
-    def time(self, files: Files, reference: Array | None) -> PeerTime:
-        """What its runs come to; `reference` is what the float original gives."""
-        difference = None
-        if self.failure is None and self.runs_float and reference is not None:
-            output = _output(files, self.name)
-            assert output is not None
-            scale = max(float(np.abs(reference).max(initial=0)), 1e-12)
-            difference = float(np.abs(output - reference).max(initial=0)) / scale
-            if not difference <= self.tolerance:
-                self.failure = f"its output is {difference:.2g} of the largest magnitude off torch's"
+    def compare(self, files: Files) -> None:
+        """Compare its output with the float original's, if that is what it runs; a peer that is off is not timed."""
+        if self.failure is not None or not self.runs_float:
+            return
+        output, reference = np.load(files.output(self.name)), np.load(files.reference)
+        scale = max(float(np.abs(reference).max(initial=0)), 1e-12)
+        self.difference = float(np.abs(output - reference).max(initial=0)) / scale
+        if not self.difference <= self.tolerance:
+            self.failure = f"its output is {self.difference:.2g} of the largest magnitude off torch's"
+
+    def time(self) -> PeerTime:
+        """What its runs come to."""
         if self.failure is not None or len(self.seconds) < 2:
-            return PeerTime(self.name, self.title, None, None, difference, self.failure or "it gave no times")
+            return PeerTime(self.name, self.title, None, None, self.difference, self.failure or "it gave no times")
         quarters = statistics.quantiles(self.seconds, n=4)
         median = statistics.median(self.seconds)
-        return PeerTime(self.name, self.title, median, (quarters[2] - quarters[0]) / 2, difference, None)
+        return PeerTime(self.name, self.title, median, (quarters[2] - quarters[0]) / 2, self.difference, None)
 
 
 def compete(
@@ -96,6 +113,7 @@ def compete(
         workers = []
         for number, name in enumerate(names):
             workers.append(stack.enter_context(_Open(name, files, threads)))
+            workers[-1].compare(files)
             if progress is not None:
                 progress(number + 1, len(names) + rounds)
         for turn in range(rounds):
@@ -105,9 +123,7 @@ def compete(
                 worker.layers.append([LayerTime(**layer) for layer in found])
             if progress is not None:
                 progress(len(names) + turn + 1, len(names) + rounds)
-        reference = _output(files, "torch")
-        times = [worker.time(files, reference) for worker in workers]
-        return times, {worker.name: _medians(worker.layers) for worker in workers}
+        return [worker.time() for worker in workers], {worker.name: _medians(worker.layers) for worker in workers}
 
 
 class _Open:
@@ -132,13 +148,18 @@ class _Open:
         # The worker finds what this process finds, wherever it was started.
         paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         environment = os.environ | {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count} | paths | extra
-        command = [sys.executable, "-m", "bnnconvert.bench.worker", self.name, str(self.files.folder), count]
+        # -P: not what happens to lie in the current folder.
+        command = [sys.executable, "-P", "-m", "bnnconvert.bench.worker", self.name, str(self.files.folder), count]
         with open(self.files.folder / f"{self.name}.log", "w") as log:
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
             )
         worker = Worker(self.name, process, self.name)
-        hello = worker.answer()
+        try:
+            hello = worker.answer()
+        except BaseException:
+            worker.close()
+            raise
         if "title" in hello:
             worker.title, worker.runs_float = hello["title"], hello["runs_float"]
             worker.tolerance = hello["tolerance"]
@@ -154,14 +175,6 @@ def _death(code: int) -> str:
         return f"its process ended with exit code {code}"
     reason = signal.strsignal(-code) or f"signal {-code}"
     return f"its process was stopped: {reason.lower()}"
-
-
-def _output(files: Files, name: str) -> Array | None:
-    path = files.output(name)
-    if not path.exists():
-        return None
-    found: Array = np.load(path)
-    return found
 
 
 def _medians(turns: list[list[LayerTime]]) -> list[LayerTime]:

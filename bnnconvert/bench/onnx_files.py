@@ -1,6 +1,7 @@
 """The float original as ONNX files, made when the first peer asks for them."""
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ def float_model(files: Files) -> Path:
         import torch
 
         exported = torch.export.load(files.exported)
-        torch.onnx.export(exported, f=str(path), dynamo=True, external_data=False, verbose=False)
+        with _whole(path) as part:
+            torch.onnx.export(exported, f=str(part), dynamo=True, external_data=False, verbose=False)
     return path
 
 
@@ -33,10 +35,10 @@ def int8_model(files: Files) -> Path:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(folded)
         session = onnxruntime.InferenceSession(str(float_model(files)), options, providers=["CPUExecutionProvider"])
-        with contextlib.redirect_stdout(None):
+        with contextlib.redirect_stdout(None), _whole(path) as part:
             quantize_static(
                 str(folded),
-                str(path),
+                str(part),
                 _Calibration(session.get_inputs()[0].name, np.load(files.input)),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
@@ -44,6 +46,14 @@ def int8_model(files: Files) -> Path:
                 weight_type=QuantType.QInt8,
             )
     return path
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A name to write to that becomes `path` at the end: a worker may die over it, and the next one look for it."""
+    part = path.with_name(f"part-{path.name}")
+    yield part
+    part.replace(path)
 
 
 class _Calibration:

@@ -60,6 +60,8 @@ def export(
         render.table(layers_table(report))
         render.table(sizes_table(report))
         render.lines(export_notes(report))
+    if format not in (None, "packed"):
+        return
     against = "" if student.run is None else f" --against {shlex.quote(_shown(student.run.path))}"
     render.next_step(f"bnnconvert verify {shlex.quote(_shown(Path(report.path)))}{against}")
 

@@ -44,4 +44,4 @@ def verify(
         render.table(verification.flips_table(report))
         render.lines(verification.verify_notes(report))
     if not report.passed:
-        raise VerificationError(f"{artifact}: {verification.verify_failure(report)}")
+        raise VerificationError(f"{artifact}: {report.failure}; was the file exported from this run as it is now?")

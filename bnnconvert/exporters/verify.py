@@ -7,7 +7,7 @@ layer the sample is on another path, and its later bits and outputs may differ b
 A sample whose bits all agree must agree in its outputs within TOLERANCE * max(1, max|output|).
 
 The layers are seen in the portable executor. Where the session runs on the native engine, that engine's outputs must
-agree with the portable ones in the same sense: a sample may differ only if one of its values lies at a threshold.
+agree with the portable ones in the same sense (`boundary.EngineCheck`).
 
 Independently of that, each binary layer must be exact: its accumulators must equal those that the student's own map
 gives for the bits that entered it in the session.
@@ -19,22 +19,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter
 
 from bnnconvert.artifact.schema import Array
 from bnnconvert.bits import Bits
+from bnnconvert.exporters.boundary import EngineCheck, Flips, at_boundary, differing
 from bnnconvert.layers.base import BinaryLayer
 from bnnconvert.layers.conv2d import BinaryConv2d
 from bnnconvert.runtime.session import Session, flattened
 from bnnconvert.values.program import Value
 from bnnconvert.values.report import LayerFlips, VerifyReport
-
-ROUNDING = 2.0**-18
-"""64 units in the last place (half-ulp roundings of float32) of the layer's largest value."""
-TOLERANCE = 1e-3
 
 
 def verify(student: GraphModule, session: Session, batches: Iterable[Tensor]) -> VerifyReport:
@@ -45,7 +41,7 @@ def verify(student: GraphModule, session: Session, batches: Iterable[Tensor]) ->
             recorder = Recorder(student)
             expected = flattened(recorder.run(x))
             values = session.trace(x.numpy())
-            flips = _Flips(len(x))
+            flips = _LayerFlips(len(x))
             for name, call, bits, acc in _binary_calls(session, values):
                 layer = student.get_submodule(name)
                 assert isinstance(layer, BinaryLayer)
@@ -54,7 +50,9 @@ def verify(student: GraphModule, session: Session, batches: Iterable[Tensor]) ->
             actual = [values[name] for name in session.program.output.values()]
             tally.add(flips, actual, [e.numpy() for e in expected])
             if session.isa is not None:
-                tally.add_engine(flattened(session.run(x.numpy())), actual, recorder)
+                differs, _ = differing(flattened(session.run(x.numpy())), actual)
+                explained = EngineCheck(session).explained(x.numpy(), dict(values)) if differs.any() else differs
+                tally.add_engine(differs, explained)
     return tally.report(session.isa)
 
 
@@ -76,13 +74,6 @@ class Recorder(Interpreter):
     def __init__(self, student: GraphModule) -> None:
         super().__init__(student)
         self.inputs: dict[str, list[Tensor]] = {}
-
-    def calls(self) -> Iterator[tuple[BinaryLayer, Tensor]]:
-        """Each call of a layer with binary inputs, and its input."""
-        for path, inputs in self.inputs.items():
-            layer = self.fetch_attr(path)
-            if layer.input_binarizer is not None:
-                yield from ((layer, x) for x in inputs)
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if isinstance(self.fetch_attr(target), BinaryLayer):
@@ -119,33 +110,24 @@ def accumulators(layer: BinaryLayer, bits: Tensor) -> Tensor:
     return torch.cat([layer.linear_map(a, b.pm1) for a in planes for b in layer.weight_planes()], axis)
 
 
-def at_boundary(layer: BinaryLayer, x: Tensor) -> Tensor:
-    """Which input bits belong to a value within rounding of a threshold.
-
-    Shapes: x (N, C, ...) -> (N, P * C, ...).
-    """
+def layer_boundary(layer: BinaryLayer, x: Tensor) -> Bits:
+    """Which input bits of a layer belong to a value within rounding of a threshold."""
     assert layer.input_binarizer is not None
-    thresholds = layer.input_binarizer.encoder().thresholds.to(x)
-    tail = (1,) * (x.dim() - 2)
-    distance = torch.stack(
-        [(x.unsqueeze(1) - t.reshape(1, *t.shape, *tail)).abs() for t in thresholds.unbind(-1)]
-    ).amin(0)
-    return (distance <= ROUNDING * float(x.abs().max())).flatten(1, 2)
+    return at_boundary(x.numpy(), layer.input_binarizer.encoder().thresholds.numpy())
 
 
-class _Flips:
-    """Differences in bits of one batch, layer by layer in execution order."""
+class _LayerFlips:
+    """Differences in the bits that enter each layer's calls, for one batch."""
 
     def __init__(self, samples: int) -> None:
         self.layers: list[LayerFlips] = []
-        self.parted = np.zeros(samples, np.bool_)
-        self.explained = np.ones(samples, np.bool_)
+        self.flips = Flips(samples)
 
     def add(self, name: str, bits: Bits, layer: BinaryLayer, x: Tensor, *, inexact: Bits) -> None:
         """Compare the bits that enter one call of a layer."""
         flips = (bits != student_bits(layer, x).numpy()).reshape(len(bits), -1)
-        boundary = flips & at_boundary(layer, x).numpy().reshape(flips.shape) if flips.any() else flips
-        first = flips & ~self.parted[:, None]
+        boundary = flips & layer_boundary(layer, x).reshape(flips.shape) if flips.any() else flips
+        first = self.flips.add(flips, boundary)
         self.layers.append(
             LayerFlips(
                 layer=name,
@@ -158,8 +140,6 @@ class _Flips:
                 inexact=int(inexact.sum()),
             )
         )
-        self.explained &= ~(first & ~boundary).any(1)
-        self.parted |= flips.any(1)
 
 
 @dataclass
@@ -175,29 +155,24 @@ class _Tally:
     engine_unexplained: int = 0
     layers: list[LayerFlips] = field(default_factory=list)
 
-    def add(self, flips: _Flips, actual: list[Array], expected: list[Array]) -> None:
+    def add(self, flips: _LayerFlips, actual: list[Array], expected: list[Array]) -> None:
         """Account for one batch."""
-        differs, largest = _differing(actual, expected)
+        differs, largest = differing(actual, expected)
         self.largest = max(self.largest, largest)
         if actual:
             top = [np.argmax(side[0].reshape(len(side[0]), -1), axis=1) for side in (actual, expected)]
             self.agreeing += int((top[0] == top[1]).sum())
         self.samples += len(differs)
         self.differing += int(differs.sum())
-        self.unexplained += int((differs & ~(flips.parted & flips.explained)).sum())
+        self.unexplained += int((differs & ~(flips.flips.parted & flips.flips.explained)).sum())
         self.layers = (
             [_sum(*pair) for pair in zip(self.layers, flips.layers, strict=True)] if self.layers else flips.layers
         )
 
-    def add_engine(self, actual: list[Array], expected: list[Array], recorder: Recorder) -> None:
+    def add_engine(self, differs: Bits, explained: Bits) -> None:
         """Account for the native engine's outputs of one batch against the portable ones."""
-        differs, _ = _differing(actual, expected)
         self.engine_differing += int(differs.sum())
-        if differs.any():
-            near = np.zeros_like(differs)
-            for layer, inputs in recorder.calls():
-                near |= at_boundary(layer, inputs).flatten(1).any(1).numpy()
-            self.engine_unexplained += int((differs & ~near).sum())
+        self.engine_unexplained += int((differs & ~explained).sum())
 
     def report(self, isa: str | None) -> VerifyReport:
         """What it all came to; `isa` is what the native engine ran on."""
@@ -212,16 +187,6 @@ class _Tally:
             self.engine_differing,
             self.engine_unexplained,
         )
-
-
-def _differing(actual: list[Array], expected: list[Array]) -> tuple[npt.NDArray[np.bool_], float]:
-    """Samples whose outputs differ by more than the tolerance, and the largest difference."""
-    differs, largest = np.zeros(len(expected[0]) if expected else 0, np.bool_), 0.0
-    for a, e in zip(actual, expected, strict=True):
-        difference = np.abs(a.astype(np.float64) - e.astype(np.float64)).reshape(len(a), -1).max(1, initial=0.0)
-        differs |= ~(difference <= TOLERANCE * max(1.0, float(np.abs(e).max(initial=0.0))))
-        largest = max(largest, float(difference.max(initial=0.0)))
-    return differs, largest
 
 
 def _sum(a: LayerFlips, b: LayerFlips) -> LayerFlips:

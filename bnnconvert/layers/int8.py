@@ -7,6 +7,7 @@ y_o = (sum of q w^q_o) s_o + b_o        w_o = w^q_o max|w_o| / 127,   s_o = max|
 import torch
 from torch import Tensor, nn
 
+from bnnconvert.bits import MAX_BYTES
 from bnnconvert.layers import operators
 
 LARGEST = 127
@@ -60,6 +61,8 @@ class Int8Linear(Int8Layer):
 
 def int8_layer(layer: nn.Module, factor: float) -> Int8Layer | None:
     """The 8-bit form of a layer, or None where it has none."""
+    if isinstance(layer, nn.Conv2d | nn.Linear) and layer.weight[0].numel() > MAX_BYTES:
+        return None
     if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
         return Int8Conv2d(layer, factor)
     return Int8Linear(layer, factor) if type(layer) is nn.Linear else None

@@ -23,7 +23,7 @@ from bnnconvert.values.program import Constant, Program, Value
 SHARES = [i / 50 for i in range(15, 51)]
 """Ranges to try, as shares of the largest magnitude."""
 LOOK_AT = 2**18
-"""Elements of a batch that the search for the range looks at."""
+"""Elements of all batches that the search for the range looks at."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,18 @@ def calibrate(student: GraphModule, paths: Sequence[str], batches: Iterable[Tens
 def with_edges(student: GraphModule, edges: Mapping[str, Edge]) -> GraphModule:
     """A copy of the student, in evaluation mode, with these layers in 8 bits.
 
-    Raises: RefusalError for a layer without an 8-bit form.
+    Raises: RefusalError for a path without a layer, or with one that has no 8-bit form or another number of outputs.
     """
     made = copy.deepcopy(student).eval()
+    modules = dict(made.named_modules())
     for path, edge in edges.items():
-        layer = _made(made.get_submodule(path), path, edge.factor)
+        if path not in modules:
+            raise RefusalError(f"{path}: the student has no such layer; was the file exported from another run?")
+        layer = _made(modules[path], path, edge.factor)
+        if layer.bias.shape != edge.bias.shape:
+            raise RefusalError(
+                f"{path}: the student's layer has other outputs; was the file exported from another run?"
+            )
         layer.bias.copy_(edge.bias)
         set_module(made, path, layer)
     return made
@@ -75,11 +82,10 @@ def edges_of(program: Program, tensors: Mapping[str, NDArray[Any]]) -> dict[str,
         if dot is None or not dot.op.startswith("bnnconvert.int8_"):
             continue
         x, bias = dot.arguments["x"], node.arguments["bias"]
-        assert isinstance(x, Value)
-        assert isinstance(bias, Constant)
-        factor = makers[x.value].arguments["factor"]
-        assert isinstance(factor, int | float)
-        edges[dot.layer] = Edge(float(factor), torch.from_numpy(tensors[bias.tensor].copy()))
+        maker = makers.get(x.value) if isinstance(x, Value) else None
+        factor = None if maker is None else maker.arguments.get("factor")
+        if isinstance(bias, Constant) and isinstance(factor, int | float):  # as export writes it
+            edges[dot.layer] = Edge(float(factor), torch.from_numpy(tensors[bias.tensor].copy()))
     return edges
 
 

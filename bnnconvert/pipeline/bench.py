@@ -12,6 +12,7 @@ from torch import nn
 from bnnconvert.bench.contest import compete
 from bnnconvert.bench.peers import PEERS
 from bnnconvert.bench.peers.base import Array, Files, LayerTime
+from bnnconvert.bench.peers.torch_eager import first_output
 from bnnconvert.errors import UsageError, first_line
 from bnnconvert.pipeline.student import Student
 from bnnconvert.pipeline.targets import Target, open_target
@@ -76,6 +77,7 @@ def _export(module: nn.Module, x: Array, files: Files, *, where: str) -> None:
     try:
         with torch.no_grad():
             torch.export.save(torch.export.export(module, (torch.from_numpy(x),), strict=False), files.exported)
+            np.save(files.reference, first_output(module(torch.from_numpy(x))))
     except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError) as error:
         raise UsageError(
             f"{where}: torch.export cannot save it for other runtimes ({first_line(error)[:300]}); leave out --against."

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 
 from bnnconvert import __version__
 from bnnconvert.artifact.schema import Metadata, Normalisation
-from bnnconvert.errors import RefusalError
+from bnnconvert.errors import RefusalError, UsageError
 from bnnconvert.exporters.table import TARGETS
 from bnnconvert.exporters.verify import Recorder, student_bits
 from bnnconvert.layers.base import BinaryLayer
@@ -21,6 +21,8 @@ from bnnconvert.train import evaluate_samples
 from bnnconvert.values.data import Data
 from bnnconvert.values.report import EdgesReport, ExportReport
 from bnnconvert.values.tables import look_up
+
+EDGES = ("float", "int8")
 
 
 def export(
@@ -43,6 +45,9 @@ def export(
     wanted = look_up(TARGETS, format, where="export", what="format")
     name = student.run.name if student.run is not None else "model"
     target = Path(path) if path is not None else Path.cwd() / f"{name}{wanted.suffix}"
+    look_up({name: name for name in EDGES}, edges, where="export", what="way to store the ends")
+    if edges == "float" and not (data is None and mean is None and std is None):
+        raise UsageError("export: data is for calibrating 8-bit ends; give --edges int8 with it, or leave it out.")
     model, cost = student.model.cpu().eval(), None
     if edges == "int8":
         model, cost = _int8_edges(student, evaluation_data(data, student.data, mean, std, purpose="calibrate"))
@@ -50,7 +55,7 @@ def export(
         model,
         target,
         golden_input=probe_input(student.input_shape, None)[0][:1],
-        metadata=_metadata(student),
+        metadata=_metadata(student, cost),
         teacher=student.teacher,
     )
     return dataclasses.replace(report, edges=cost)
@@ -90,9 +95,13 @@ def _flipped(before: GraphModule, after: GraphModule, x: Tensor) -> float:
     return float((bits[0] != bits[1]).float().mean()) if bits else 0.0
 
 
-def _metadata(student: Student) -> Metadata:
+def _metadata(student: Student, cost: EdgesReport | None) -> Metadata:
     record = None if student.run is None else student.run.read()
     data = student.data
+    metrics = {} if record is None else dict(record.metrics)
+    if cost is not None:  # what was measured before is not this file's
+        metrics = {f"float_ends_{name}": value for name, value in metrics.items()}
+        metrics[f"int8_ends_{cost.split}_accuracy"] = cost.accuracy_int8
     return Metadata(
         producer=f"bnnconvert {__version__}",
         recipe=student.recipe.name,
@@ -103,5 +112,5 @@ def _metadata(student: Student) -> Metadata:
         if data is None
         else Normalisation(scale="uint8" if data.scale == "uint8" else "as-is", mean=data.mean, std=data.std),
         classes=None if data is None else data.classes,
-        metrics={} if record is None else record.metrics,
+        metrics=metrics,
     )

@@ -14,7 +14,7 @@ import numpy as np
 
 from bnnconvert.artifact.schema import Array
 from bnnconvert.runtime.execute import Call, load_torch, needs_torch, prepare
-from bnnconvert.runtime.native import Engine, StepTime
+from bnnconvert.runtime.native import Engine, RefusedPlan, StepTime
 from bnnconvert.runtime.segments import Part, alone, parts_of
 from bnnconvert.values.program import Program
 
@@ -71,6 +71,7 @@ class Executor:
         else:
             self.parts, self.reasons = parts_of(program, tensors)
         specs = program.specs()
+        engines = self._open(isa) if isa is not None else {}
         portable = [part.nodes[0] for part in self.parts if part.plan is None]
         self.uses_torch = needs_torch(portable)
         calls = iter(prepare(portable, specs, tensors, where))
@@ -79,11 +80,27 @@ class Executor:
             if part.plan is None:
                 (node,) = part.nodes
                 self.runners.append(_Portable(next(calls), tuple(spec.name for spec in node.outputs), node.layer))
-                continue
-            assert isa is not None, "only the engine has plans"
-            shapes = [specs[name].sized(1)[1:] for name in part.outputs]
-            self.runners.append(_Native(Engine(part.plan.to_bytes(), shapes, threads=threads, isa=isa), part))
+            else:
+                self.runners.append(_Native(engines[part.plan], part))
         self.dead = self._last_uses()
+
+    def _open(self, isa: str) -> dict[bytes, Engine]:
+        """Engines of the plans; a part whose plan is refused runs node by node instead."""
+        specs, engines = self.program.specs(), {}
+        parts, first = [], 0
+        for part in self.parts:
+            last = first + len(part.nodes)
+            if part.plan is not None:
+                shapes = [[specs[name].sized(1)[1:] for name in names] for names in (part.inputs, part.outputs)]
+                try:
+                    engines[part.plan] = Engine(part.plan, *shapes, threads=self.threads, isa=isa)
+                except RefusedPlan as refusal:
+                    self.reasons.update(dict.fromkeys(range(first, last), str(refusal)))
+            refused = part.plan is not None and part.plan not in engines
+            parts += alone(self.program, first, last) if refused else [part]
+            first = last
+        self.parts = parts
+        return engines
 
     def place(self, number: int) -> Literal["engine", "numpy", "torch"]:
         """Where a node of the program runs."""

@@ -18,6 +18,8 @@ from bnnconvert.artifact.schema import Array
 from bnnconvert.errors import ArtifactError, UsageError
 
 NAMES = ("libbnnconvert.so", "libbnnconvert.dylib")
+Shapes = Sequence[tuple[int, ...]]
+_BAD_CALL = 2  # bnnconvert.h
 ISA = "BNNCONVERT_ISA"
 """Environment variable: the highest instruction set to use."""
 
@@ -100,7 +102,7 @@ def chosen_isa() -> str:
 
 @dataclass(frozen=True)
 class StepTime:
-    """One step of an engine. Units: seconds of its last run."""
+    """One step of an engine. Units: seconds of the last run, over all samples."""
 
     layer: str
     kernel: str
@@ -108,23 +110,34 @@ class StepTime:
     seconds: float
 
 
+class RefusedPlan(Exception):
+    """The library takes no such plan; the text says why."""
+
+
 class Engine:
     """An opened plan. One call runs at a time.
 
-    Raises: ArtifactError for a plan that the library refuses.
+    Shapes: those of its inputs and outputs, without the samples.
+    Raises: RefusedPlan, UsageError.
     """
 
-    def __init__(self, plan: bytes, output_shapes: Sequence[tuple[int, ...]], *, threads: int, isa: str) -> None:
+    def __init__(self, plan: bytes, inputs: Shapes, outputs: Shapes, *, threads: int, isa: str) -> None:
         loaded = library()
         assert loaded is not None, "whoever opens an engine has looked for the library"
-        self._library, self._shapes, self._handle = loaded, output_shapes, ctypes.c_void_p()
-        if loaded.bnn_open(plan, len(plan), threads, isa.encode(), ctypes.byref(self._handle)):
-            raise ArtifactError(f"the native engine refuses the program: {self._error()}")
+        self._library, self._inputs, self._outputs, self._handle = loaded, inputs, outputs, ctypes.c_void_p()
+        status = loaded.bnn_open(plan, len(plan), threads, isa.encode(), ctypes.byref(self._handle))
+        if status == _BAD_CALL:
+            raise UsageError(f"the native engine does not open: {self._error()}")
+        if status:
+            raise RefusedPlan(self._error())
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Outputs for any number of samples. Shapes: each input (N, ...), contiguous float32."""
         samples = len(inputs[0])
-        outputs = [np.empty((samples, *shape), np.float32) for shape in self._shapes]
+        for x, shape in zip(inputs, self._inputs, strict=True):
+            if x.shape != (samples, *shape):  # the library would read beyond its end
+                raise ArtifactError(f"a value has the shape {x.shape} where the program says {(samples, *shape)}")
+        outputs = [np.empty((samples, *shape), np.float32) for shape in self._outputs]
         given = (ctypes.c_void_p * len(inputs))(*(x.ctypes.data for x in inputs))
         wanted = (ctypes.c_void_p * len(outputs))(*(y.ctypes.data for y in outputs))
         if self._library.bnn_run(self._handle, samples, given, wanted):

@@ -4,53 +4,62 @@ Neighbouring native nodes form one part, so that they share steps and their valu
 a part or comes out of it is float32; a node whose bits or accumulators are needed outside runs portably.
 """
 
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bnnconvert.artifact.schema import Array
 from bnnconvert.runtime.compile.compiler import Compiler, NotNative
 from bnnconvert.runtime.compile.operators import HANDLERS
-from bnnconvert.runtime.compile.plan import Plan
 from bnnconvert.values.program import Node, Program, Value
+
+UNUSUAL = (ValueError, TypeError, LookupError, ArithmeticError, AssertionError, struct.error)
+"""What a compiler of sound programs meets in a file that is none; the portable executor then says what is wrong."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A run of nodes; `plan` where it is native."""
+    """A run of nodes; `plan` where it is native, as the engine reads it."""
 
     nodes: tuple[Node, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    plan: Plan | None = None
+    plan: bytes | None = None
 
 
 def parts_of(program: Program, tensors: Mapping[str, Array]) -> tuple[list[Part], dict[int, str]]:
     """The program's parts in order, and for each node that is not native why."""
-    reasons: dict[int, str] = {}
+    reasons = {i: f"{node.op} has no kernel" for i, node in enumerate(program.nodes) if node.op not in HANDLERS}
+    crossings = _Crossings(program)
+    plans: dict[tuple[int, int], bytes] = {}
     while True:
-        parts: list[Part] = []
         failed = None
         for first, last in _runs(len(program.nodes), reasons):
-            nodes = program.nodes[first:last]
-            inputs, outputs = _crossing(program, first, last)
-            if first in reasons:
-                parts.append(Part(nodes, inputs, outputs))
+            if first in reasons or (first, last) in plans:
                 continue
             compiler = Compiler(program, tensors)
             try:
-                plan = compiler.compile(nodes, inputs, outputs, HANDLERS)
+                plan = compiler.compile(program.nodes[first:last], *crossings.of(first, last), HANDLERS)
+                plans[first, last] = plan.to_bytes()
             except NotNative as error:
                 failed = first + max(compiler.at, 0), str(error)
+            except UNUSUAL as error:
+                failed = first + max(compiler.at, 0), f"unusual arguments ({type(error).__name__})"
+            if failed is not None:
                 break
-            parts.append(Part(nodes, inputs, outputs, plan))
         if failed is None:
-            return parts, reasons
+            break
         reasons[failed[0]] = failed[1]
+    runs = _runs(len(program.nodes), reasons)
+    parts = [Part(program.nodes[a:b], *crossings.of(a, b), plans.get((a, b))) for a, b in runs]
+    return parts, reasons
 
 
-def alone(program: Program) -> list[Part]:
-    """Every node as a part of its own, none of them native."""
-    return [Part((node,), *_crossing(program, i, i + 1)) for i, node in enumerate(program.nodes)]
+def alone(program: Program, first: int = 0, last: int | None = None) -> list[Part]:
+    """Every node, or those of [first, last), as a part of its own, none of them native."""
+    crossings = _Crossings(program)
+    numbers = range(len(program.nodes))[first:last]
+    return [Part((program.nodes[i],), *crossings.of(i, i + 1)) for i in numbers]
 
 
 def _runs(count: int, apart: Mapping[int, str]) -> Sequence[tuple[int, int]]:
@@ -67,13 +76,24 @@ def _runs(count: int, apart: Mapping[int, str]) -> Sequence[tuple[int, int]]:
     return runs
 
 
-def _crossing(program: Program, first: int, last: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Values that nodes [first, last) read from outside, and those of theirs that are read outside."""
-    inside = {spec.name for node in program.nodes[first:last] for spec in node.outputs}
+class _Crossings:
+    """Which values go into ranges of nodes, and which come out of them."""
 
-    def reads(nodes: Sequence[Node]) -> dict[str, None]:
-        return dict.fromkeys(r.value for node in nodes for r in node.references() if isinstance(r, Value))
+    def __init__(self, program: Program) -> None:
+        self.nodes = program.nodes
+        self.last_read: dict[str, int] = {}
+        for number, node in enumerate(program.nodes):
+            self.last_read.update(dict.fromkeys(_reads(node), number))
+        self.last_read.update(dict.fromkeys(program.output.values(), len(program.nodes)))
 
-    inputs = tuple(name for name in reads(program.nodes[first:last]) if name not in inside)
-    elsewhere = reads(program.nodes[last:]) | dict.fromkeys(program.output.values())
-    return inputs, tuple(name for name in elsewhere if name in inside)
+    def of(self, first: int, last: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Values that nodes [first, last) read from outside, and those of theirs that are read outside."""
+        nodes = self.nodes[first:last]
+        made = dict.fromkeys(spec.name for node in nodes for spec in node.outputs)
+        read = dict.fromkeys(name for node in nodes for name in _reads(node))
+        inputs = tuple(name for name in read if name not in made)
+        return inputs, tuple(name for name in made if self.last_read.get(name, -1) >= last)
+
+
+def _reads(node: Node) -> list[str]:
+    return [r.value for r in node.references() if isinstance(r, Value)]

@@ -135,6 +135,26 @@ class VerifyReport:
         layers_hold = all(layer.inexact == 0 and layer.first == layer.first_boundary for layer in self.layers)
         return self.unexplained_samples == 0 and self.engine_unexplained == 0 and layers_hold
 
+    @property
+    def failure(self) -> str:
+        """What is wrong, where it has not passed."""
+        if self.engine_unexplained:
+            return (
+                f"the native engine ({self.isa}) differs from the portable one in {self.engine_unexplained:,} of "
+                f"{self.samples:,} samples in a way that rounding does not explain"
+            )
+        wrong = next((f for f in self.layers if f.inexact), None)
+        bad = next((f for f in self.layers if f.first > f.first_boundary), None)
+        where = f"the outputs of {self.unexplained_samples:,} of {self.samples:,} samples"
+        if wrong is not None:
+            where = f"at {wrong.layer}, {wrong.inexact:,} accumulators are inexact"
+        elif bad is not None:
+            where = f"at {bad.layer}, {bad.first - bad.first_boundary:,} bits differ"
+        return (
+            f"it differs from its student in a way that rounding does not explain ({where}; outputs by up to "
+            f"{self.largest_difference:.3g})"
+        )
+
 
 @dataclass(frozen=True)
 class EvaluationReport:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from bnnconvert.artifact.writer import write
+from bnnconvert.bench import contest
 from bnnconvert.bench.contest import Worker, compete
 from bnnconvert.bench.peers import PEERS, peer_class
 from bnnconvert.bench.peers.base import Files
@@ -49,7 +50,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     x = torch.randn(2, 3, 8, 8)
     write(complete(trace(Block()), x), made.artifact)
     np.save(made.input, x.numpy())
-    torch.export.save(torch.export.export(Float().eval(), (x,), strict=False), made.exported)
+    net = Float().eval()
+    torch.export.save(torch.export.export(net, (x,), strict=False), made.exported)
+    np.save(made.reference, net(x).detach().numpy())
     return made
 
 
@@ -73,7 +76,7 @@ def test_a_peer_runs_or_says_what_is_missing(files: Files, name: str) -> None:
         return
     assert time.failure is None
     assert time.median is not None
-    assert 0 < time.median < 1
+    assert time.median > 0
     kind = peer_class(name)
     assert time.title == kind.title
     if kind.runs_float:
@@ -93,15 +96,20 @@ def test_a_peer_whose_output_is_another_gives_no_time(files: Files, tmp_path: Pa
     other = Files(tmp_path)
     for path in (files.input, files.artifact, files.exported):
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    with_times, _ = compete(other, ["torch"], threads=1, rounds=1)
-    assert with_times[0].failure is None
-    np.save(other.output("torch"), np.zeros((2, 5), np.float32))
-    with subprocess.Popen(["true"], text=True) as process:
-        worker = Worker("torch", process, "torch", seconds=[1.0, 1.0], tolerance=1e-3)
-    reference = np.ones((2, 5), np.float32)
-    failed = worker.time(other, reference)
+    np.save(other.reference, np.load(files.reference) + 1)
+    (failed,), _ = compete(other, ["torch"], threads=1, rounds=1)
     assert failed.median is None
-    assert failed.failure == "its output is 1 of the largest magnitude off torch's"
+    assert failed.failure is not None
+    assert failed.failure.endswith("of the largest magnitude off torch's")
+
+
+def test_a_peer_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contest, "PATIENCE", 0.2)
+    sleeps = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with subprocess.Popen(sleeps, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        worker = Worker("x", process, "X")
+        assert worker.ask({"run": 1}) == {}
+        assert worker.failure == "it did not answer for 0 seconds"
 
 
 def test_a_death_is_one_row_s_failure() -> None:

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from bnnconvert.exporters.verify import ROUNDING, at_boundary, student_bits, verify
-from bnnconvert.report.verification import verify_failure, verify_notes
+from bnnconvert.exporters.boundary import ROUNDING
+from bnnconvert.exporters.verify import layer_boundary, student_bits, verify
+from bnnconvert.report.verification import verify_notes
 from bnnconvert.runtime import Session, native
 from tests.sessions import draft
 from tests.students import INPUTS, Block, conv, trace
@@ -92,7 +93,7 @@ def test_flips_are_excused_at_the_boundary_only(distance, passes):
 
 def test_a_nan_is_never_at_a_boundary():
     layer = conv(1, 1, 1)
-    assert not at_boundary(layer, torch.tensor([float("nan"), 1.0]).reshape(1, 1, 1, 2)).any()
+    assert not layer_boundary(layer, torch.tensor([float("nan"), 1.0]).reshape(1, 1, 1, 2)).any()
 
 
 @pytest.mark.parametrize("inputs", [name for name in INPUTS if name != "none"])
@@ -127,5 +128,5 @@ def test_the_native_engine_is_compared_with_the_portable_one(student, x, monkeyp
     report = verify(student, session, [x])
     assert not report.passed
     assert report.engine_differing == report.engine_unexplained == len(x)
-    assert "the native engine" in verify_failure(report)
+    assert "the native engine" in report.failure
     assert report.unexplained_samples == 0

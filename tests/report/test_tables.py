@@ -6,7 +6,7 @@ from bnnconvert.report.export import export_notes, sizes_table
 from bnnconvert.report.plan import plan_notes, plan_table, rewrites_table
 from bnnconvert.report.table import Column, Table, number
 from bnnconvert.report.units import as_bytes, as_count, as_duration, as_percent, as_ratio, as_shape
-from bnnconvert.report.verification import flips_table, verify_failure, verify_notes
+from bnnconvert.report.verification import flips_table, verify_notes
 from bnnconvert.values.plan import LayerFacts, LayerPlan, Plan, RewriteRecord
 from bnnconvert.values.report import ExportReport, LayerFlips, VerifyReport
 
@@ -120,12 +120,12 @@ def test_verification_says_what_flips_mean() -> None:
     assert flips_table(passed).rows == (("a.c", "1,000", "3", "2", "2", "2", "40", "0"),)
     assert verify_notes(passed)[-1].startswith("Passed: 1 samples differ")
     assert not any(line.startswith("Passed") for line in verify_notes(failed))
-    assert "at a.c, 1 bits differ" in verify_failure(failed)
+    assert "at a.c, 1 bits differ" in failed.failure
 
 
 def test_inexact_accumulators_are_named_first() -> None:
     failed = flips(2, 1, inexact=7)
     assert not failed.passed
-    assert "at a.c, 7 accumulators are inexact" in verify_failure(failed)
+    assert "at a.c, 7 accumulators are inexact" in failed.failure
     assert not any("is exact" in line for line in verify_notes(failed))
     assert any("40 accumulators" in line for line in verify_notes(flips(2, 2)))

@@ -61,6 +61,11 @@ class Files:
         """The input batch."""
         return self.folder / "input.npy"
 
+    @property
+    def reference(self) -> Path:
+        """What the float original itself gives for the input batch."""
+        return self.folder / "reference.npy"
+
     def output(self, peer: str) -> Path:
         """What a peer's run gave."""
         return self.folder / f"{peer}.npy"

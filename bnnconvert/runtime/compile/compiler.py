@@ -6,7 +6,7 @@ bits of the next layer, in one pass over memory.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +26,7 @@ from bnnconvert.runtime.compile.plan import (
     StepKind,
     per_channel,
 )
-from bnnconvert.values.program import Argument, Constant, Node, NonFinite, Program, Value
+from bnnconvert.values.program import Argument, Batch, Constant, Node, NonFinite, Program, Value, ValueSpec
 
 ENCODE = "bnnconvert.encode"
 
@@ -75,6 +75,8 @@ class Compiler:
         """What each step's chain holds last."""
         self.uses: Counter[str] = Counter()
         """Reads of each value that are still to come."""
+        self.numbers: dict[int, int] = {}
+        """Place of each node, known by identity, as comparing all fields takes longer than compiling."""
         self.at = -1
         """Number of the node that is being handled."""
         self.layer = ""
@@ -170,10 +172,11 @@ class Compiler:
         specs = self.program.specs()
         self.uses.update(r.value for node in nodes for r in node.references() if isinstance(r, Value))
         self.uses.update(outputs)
+        self.numbers = {id(node): number for number, node in enumerate(nodes)}
         for name in (*inputs, *outputs):
-            if specs[name].dtype != "float32" or not 2 <= len(specs[name].shape) <= 4:
+            if not _crosses(specs[name]):
                 self.at = _maker(nodes, name)
-                raise NotNative(f"a value of type {specs[name].dtype} and {len(specs[name].shape)} axes goes in or out")
+                raise NotNative(f"{_described(specs[name])} goes in or out")
         encoders: dict[str, list[Node]] = {}
         for node in nodes:
             if node.op == ENCODE:
@@ -190,30 +193,30 @@ class Compiler:
         for node in nodes:
             ready += [node] if node.op != ENCODE else []
             while ready:
-                self._run(current := ready.pop(0), nodes, handlers)
+                self._run(current := ready.pop(0), handlers)
                 ready = [n for spec in current.outputs for n in encoders.get(spec.name, ())] + ready
         for name in outputs:
+            self.at = _maker(nodes, name)
             self.steps.append(Step(StepKind.OUTPUT, name, input=self.stored(self.made[name])))
         for step in self.steps:
             _take_affine(step)
         return Plan(self.steps)
 
-    def _run(self, node: Node, nodes: Sequence[Node], handlers: "Mapping[str, Handler]") -> None:
-        self.at, self.layer = _index(nodes, node), node.layer
-        if node.op not in handlers:
-            raise NotNative(f"{node.op} has no kernel")
+    def _run(self, node: Node, handlers: "Mapping[str, Handler]") -> None:
+        self.at, self.layer = self.numbers[id(node)], node.layer
         for reference in node.references():
             if isinstance(reference, Value):
                 self.uses[reference.value] -= 1
         if len(node.outputs) > 1:
             raise NotNative(f"{node.op} has several outputs")
-        spec, made = node.outputs[0], handlers[node.op](self, node)
+        spec = node.outputs[0]
+        if node.op.startswith("aten.") and spec.dtype not in ("float32", "int32"):
+            raise NotNative(f"{node.op} gives {spec.dtype}")
+        made = handlers[node.op](self, node)
         if made.constant is None and made.shape != spec.sized(1)[1:]:
             raise NotNative(f"it declares the shape {spec.sized(1)} and gives {(1, *made.shape)}")
         self.made[spec.name] = made
 
-
-from collections.abc import Callable  # noqa: E402
 
 Handler = Callable[[Compiler, Node], Made]
 
@@ -236,9 +239,15 @@ def composed(first: Op, second: Op) -> Op:
     return Op(Code.AFFINE, a=per_channel(a), b=per_channel(b))
 
 
-def _index(nodes: Sequence[Node], node: Node) -> int:
-    """Place of a node, known by identity: comparing all fields would take most of the time that compiling takes."""
-    return next(number for number, other in enumerate(nodes) if other is node)
+def _crosses(spec: ValueSpec) -> bool:
+    """Whether a value can go into or out of the engine: floats, the samples on the first axis and on no other."""
+    samples = [number for number, size in enumerate(spec.shape) if isinstance(size, Batch)]
+    return spec.dtype == "float32" and 2 <= len(spec.shape) <= 4 and samples == [0] and spec.shape[0] == Batch(batch=1)
+
+
+def _described(spec: ValueSpec) -> str:
+    sizes = ("N" if size == Batch(batch=1) else "?" if isinstance(size, Batch) else str(size) for size in spec.shape)
+    return f"a {spec.dtype} value of the shape ({', '.join(sizes)})"
 
 
 def _maker(nodes: Sequence[Node], name: str) -> int:

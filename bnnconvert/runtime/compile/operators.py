@@ -7,7 +7,19 @@ import numpy as np
 
 from bnnconvert.artifact.schema import Array
 from bnnconvert.runtime.compile.compiler import Compiler, Handler, Made, NotNative, geometry, number, pair
-from bnnconvert.runtime.compile.plan import Code, Dot, Geometry, Image, Kind, Op, Reduce, Step, StepKind, per_channel
+from bnnconvert.runtime.compile.plan import (
+    LANES,
+    Code,
+    Dot,
+    Geometry,
+    Image,
+    Kind,
+    Op,
+    Reduce,
+    Step,
+    StepKind,
+    per_channel,
+)
 from bnnconvert.values.program import Argument, Constant, Node, Value
 
 NONE_INT = np.iinfo(np.int32).max
@@ -25,9 +37,17 @@ def encode(c: Compiler, node: Node) -> Made:
     rows = np.broadcast_to(thresholds, (planes, x.channels, levels))
     starts = np.broadcast_to(start, (planes, x.channels))
     step = x.step
-    if step is not None and thresholds.dtype == np.int32 and (planes, levels) == (1, 1) and c.is_fresh(x, step):
-        step.thresholds, step.start, step.output = rows[0, :, 0].copy(), starts[0].astype(np.uint8), bits
-        return made
+    if step is not None and thresholds.dtype == np.int32 and (planes, levels) == (1, 1):
+        if c.is_fresh(x, step):
+            _take_thresholds(step, rows[0, :, 0], starts[0], bits)
+            return made
+        layer = _pooled_layer(c, x, step)
+        if layer is not None:
+            early = Image(Kind.BITS, x.channels, *layer.geometry.out if layer.geometry else ())
+            _take_thresholds(layer, rows[0, :, 0], starts[0], early)
+            falling = np.packbits(np.pad(starts[0], (0, -x.channels % 32)), bitorder="little")
+            step.kind, step.input, step.output, step.weights = StepKind.POOL_BITS, early, bits, falling
+            return made
     if step is None or c.top[step] is not x:
         step = Step(StepKind.MAP, c.layer, input=c.stored(x))
         c.start(step, Made(x.shape))
@@ -38,6 +58,28 @@ def encode(c: Compiler, node: Node) -> Made:
     halves = np.packbits(np.pad(starts, ((0, 0), (0, padding))), axis=-1, bitorder="little").view("<u2")
     step.chain.append(Op(Code.ENCODE, bits, a=per_channel(values), start=halves, levels=levels))
     return made
+
+
+def _take_thresholds(layer: Step, thresholds: Array, start: Array, bits: Image) -> None:
+    """Let a binary layer compare its accumulators and write bits."""
+    layer.thresholds, layer.start, layer.output = thresholds.copy(), start.astype(np.uint8), bits
+    layer.chain.clear()
+
+
+def _pooled_layer(c: Compiler, x: Made, pool: Step) -> Step | None:
+    """The binary layer in front of a max-pool, if nothing but the pool needs its accumulators: bits can be pooled."""
+    is_pool = pool.kind == StepKind.WINDOW and pool.reduce == Reduce.MAX and not pool.chain
+    if not is_pool or c.top[pool] is not x or c.is_used_later(x):
+        return None
+    readers = [s for s in c.steps if s.input is pool.input or any(op.image is pool.input for op in s.chain)]
+    layer = readers[0]
+    stores_only = len(layer.chain) == 1 and layer.chain[0].code == Code.STORE and layer.chain[0].image is pool.input
+    is_binary = layer.kind == StepKind.CONV and layer.dot == Dot.BINARY and layer.thresholds is None
+    fills_blocks = layer.groups == 1 or x.channels // layer.groups % LANES == 0
+    is_sum = layer.weight_planes == 1 and layer.input is not None and layer.input.planes == 1
+    ours = [name for name, m in c.made.items() if m.image is pool.input]
+    is_free = len(readers) == 2 and not any(c.uses[name] for name in ours)
+    return layer if stores_only and is_binary and fills_blocks and is_sum and is_free else None
 
 
 def binary_conv2d(c: Compiler, node: Node) -> Made:
@@ -137,10 +179,19 @@ def affine(c: Compiler, node: Node) -> Made:
     acc = c.value(node.arguments["acc"])
     scale, bias = c.tensor(node.arguments["scale"]), c.tensor(node.arguments["bias"])
     assert scale is not None
+    if int(number(node.arguments["axis"])) % (len(acc.shape) + 1) != 1:
+        raise NotNative("the channels of an affine operation lie on another axis than the second")
     if len(scale) == 1:
         return _affine(c, acc, scale[0], 0.0 if bias is None else bias)
     step = acc.step
-    if step is None or c.top[step] is not acc or step.chain or c.is_used_later(acc):
+    if step is None or step.input is None or step.dot != Dot.BINARY or step.kind != StepKind.CONV:
+        raise NotNative("a sum of planes that are no accumulators")
+    if (
+        c.top[step] is not acc
+        or step.chain
+        or c.is_used_later(acc)
+        or len(scale) != step.input.planes * step.weight_planes
+    ):
         raise NotNative("accumulators of several planes are used other than by their sum")
     step.scale = per_channel(scale)
     made = Made((scale.shape[1], *acc.shape[1:]), step=step)
@@ -345,6 +396,9 @@ def _two_values(c: Compiler, name: str, left: Made, right: Made, alpha: float) -
     if left.shape != right.shape:
         joins_left = math.prod(left.shape) > math.prod(right.shape)
         large, small = (left, right) if joins_left else (right, left)
+        is_pixel_gain = name == "mul" and small.channels == 1 and small.shape[1:] == large.shape[1:]
+        if is_pixel_gain:
+            return c.extended(large, Op(Code.GAIN, c.stored(small)))
         if small.channels != large.channels or math.prod(small.size) != 1 or len(small.shape) != len(large.shape):
             raise NotNative(f"operands have the shapes {left.shape} and {right.shape}")
     base, other = (left, right) if joins_left else (right, left)
@@ -380,12 +434,8 @@ def pool(reduce: Reduce) -> Handler:
         kernel = pair(a["kernel_size"])
         lay = geometry(node, kernel, x.size, stride=kernel)
         made = Made((x.channels, *lay.out))
-        if x.image is not None and x.image.kind == Kind.BITS:
-            made.image = Image(Kind.BITS, x.image.channels, *lay.out, planes=x.image.planes)
-            words = np.zeros(x.image.planes * -(-x.image.channels // 32), np.uint32)
-            step = Step(StepKind.POOL_BITS, c.layer, input=x.image, output=made.image, geometry=lay, weights=words)
-            c.steps.append(step)
-            return made
+        if x.image is not None and x.image.kind != Kind.FLOATS:
+            raise NotNative("a pool of signs")
         step = Step(StepKind.WINDOW, c.layer, input=c.stored(x), geometry=lay, reduce=reduce)
         if reduce == Reduce.SUM:
             step.divisor = _divisor(node, lay, x)

@@ -30,32 +30,28 @@ class Code(IntEnum):
     LOAD = 0
     ADD = 1
     MULTIPLY = 2
-    MAXIMUM = 3
-    MINIMUM = 4
-    GAIN = 5
-    AFFINE = 6
-    CLAMP = 7
-    PRELU = 8
-    EXP = 9
-    SIGMOID = 10
-    TANH = 11
-    SILU = 12
-    HARDSIGMOID = 13
-    HARDSWISH = 14
-    GELU = 15
-    GELU_TANH = 16
-    ELU = 17
-    SOFTPLUS = 18
-    SQRT = 19
-    RECIPROCAL = 20
-    ABS = 21
-    SQUARE = 22
-    STORE = 23
-    ENCODE = 24
-    QUANTIZE = 25
+    GAIN = 3
+    AFFINE = 4
+    CLAMP = 5
+    PRELU = 6
+    EXP = 7
+    SIGMOID = 8
+    TANH = 9
+    SILU = 10
+    HARDSIGMOID = 11
+    HARDSWISH = 12
+    GELU = 13
+    GELU_TANH = 14
+    SQRT = 15
+    RECIPROCAL = 16
+    ABS = 17
+    SQUARE = 18
+    STORE = 19
+    ENCODE = 20
+    QUANTIZE = 21
 
 
-READS = (Code.LOAD, Code.ADD, Code.MULTIPLY, Code.MAXIMUM, Code.MINIMUM, Code.GAIN)
+READS = (Code.ADD, Code.MULTIPLY, Code.GAIN)
 WRITES = (Code.STORE, Code.ENCODE, Code.QUANTIZE)
 
 

@@ -1,8 +1,5 @@
 #include "cpu/isa.h"
 
-#include <cstdlib>
-#include <cstring>
-
 #if defined(__x86_64__)
 #include <cpuid.h>
 #elif defined(__aarch64__) && defined(__linux__)
@@ -10,11 +7,10 @@
 #endif
 
 namespace bnn {
-namespace {
-
-constexpr Isa kAll[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::neon, Isa::neon_dot};
 
 #if defined(__x86_64__)
+
+namespace {
 
 struct Registers {
     uint32_t a, b, c, d;
@@ -35,7 +31,9 @@ uint64_t saved_state() {
 
 bool bit(uint32_t word, int number) { return word >> number & 1; }
 
-bool supports(Isa isa) {
+}  // namespace
+
+bool has(Isa isa) {
     const Registers one = cpuid(1), seven = cpuid(7);
     const bool saves = bit(one.c, 27);
     const uint64_t state = saves ? saved_state() : 0;
@@ -53,7 +51,7 @@ bool supports(Isa isa) {
 
 #elif defined(__aarch64__)
 
-bool supports(Isa isa) {
+bool has(Isa isa) {
     switch (isa) {
         case Isa::portable:
         case Isa::neon: return true;  // part of the base architecture
@@ -69,11 +67,9 @@ bool supports(Isa isa) {
 
 #else
 
-bool supports(Isa isa) { return isa == Isa::portable; }
+bool has(Isa isa) { return isa == Isa::portable; }
 
 #endif
-
-}  // namespace
 
 const char* name_of(Isa isa) {
     switch (isa) {
@@ -84,18 +80,6 @@ const char* name_of(Isa isa) {
         case Isa::neon_dot: return "neon_dot";
     }
     return "unknown";
-}
-
-bool has(Isa isa) { return supports(isa); }
-
-Isa best_isa() {
-    const char* wanted = std::getenv("BNNCONVERT_ISA");
-    Isa best = Isa::portable;
-    for (Isa isa : kAll) {
-        if (has(isa)) best = isa;
-        if (wanted && std::strcmp(wanted, name_of(isa)) == 0) break;
-    }
-    return best;
 }
 
 }  // namespace bnn

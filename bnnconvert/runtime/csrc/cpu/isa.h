@@ -13,7 +13,4 @@ const char* name_of(Isa isa);
 // Whether the processor and the operating system can run it.
 bool has(Isa isa);
 
-// The best one that the machine has and BNNCONVERT_ISA allows; the variable names the highest to use.
-Isa best_isa();
-
 }  // namespace bnn

@@ -7,10 +7,6 @@
 namespace bnn {
 namespace {
 
-bool is_written(ChainCode code) {
-    return code == ChainCode::store || code == ChainCode::encode || code == ChainCode::quantize;
-}
-
 std::vector<ChainOp> operations(const StepSpec& step, const Build& build) {
     std::vector<ChainOp> chain;
     for (const ChainSpec& from : step.chain) {
@@ -45,8 +41,8 @@ Chain Chain::on_counts(const StepSpec& step, const Build& build, bool are_mismat
 Chain::Chain(const StepSpec& step, const Build& build, Source source, const Image* image, const float* scale,
              const float* bias)
     : ops_(operations(step, build)), kernel_(build.kernels.chain), scale_(scale), bias_(bias),
-      are_mismatches_(source == Source::mismatches), channels_(step.channels) {
-    const auto padded = static_cast<size_t>((channels_ + kLanes - 1) / kLanes * kLanes);
+      are_mismatches_(source == Source::mismatches) {
+    const auto padded = static_cast<size_t>(blocks_for(step.channels)) * kLanes;
     ones_ = Array<float>(padded), zeros_ = Array<float>(padded);
     std::fill(ones_.data(), ones_.data() + padded, 1.0f);
     if (image) parts_.source = *image;

@@ -23,9 +23,6 @@ class Chain {
     // Shapes: counts as the tile is, base per pixel, then per channel.
     void run(const int32_t* counts, const int32_t* const* base, const Tile& tile) const;
 
-    // Asks for the memory that the chain will read or write.
-    void prefetch(const Tile& tile) const { bnn::prefetch(ops_.data(), static_cast<int>(ops_.size()), tile); }
-
   private:
     Chain(const StepSpec& step, const Build& build, Source source, const Image* image, const float* scale,
           const float* bias);
@@ -36,7 +33,6 @@ class Chain {
     const ChainKernel& kernel_;
     const float *scale_, *bias_;  // of counts
     bool are_mismatches_;
-    int channels_;
     Array<float> ones_, zeros_;
     Fused parts_{};
     FusedFn fused_ = nullptr;

@@ -10,10 +10,7 @@
 namespace bnn {
 namespace {
 
-constexpr int kShortRun = 6;         // elements; below, the loop around a run costs more than copying it
-constexpr int kGatherElements = 512;  // of one window, so that those of a tile stay in the first-level cache
-
-int blocks_for(int outputs) { return (outputs + kLanes - 1) / kLanes; }
+constexpr int kShortRun = 6;  // elements; below, the loop around a run costs more than copying it
 
 // The set of taps that fall inside the image, as the first and the number behind the last, for each output position.
 std::pair<int, int> inside(int position, int stride, int padding, int dilation, int kernel, int size) {
@@ -29,7 +26,7 @@ struct Classes {
     std::vector<std::pair<int, int>> taps;
 };
 
-Classes classes(int outputs, int stride, int padding, int dilation, int kernel, int size) {
+Classes classes_of(int outputs, int stride, int padding, int dilation, int kernel, int size) {
     Classes result;
     std::map<std::pair<int, int>, int> known;
     for (int position = 0; position < outputs; position++) {
@@ -44,13 +41,18 @@ Classes classes(int outputs, int stride, int padding, int dilation, int kernel, 
 }  // namespace
 
 Conv::Conv(const ConvShape& shape, ConvWeights weights, Image input, Chain chain, const float* scale,
-           const float* bias, const Thresholds* thresholds, const Kernels& kernels)
+           const float* bias, const Thresholds* thresholds, const Kernels& kernels, int threads)
     : shape_(shape), weights_(std::move(weights)), input_(input), chain_(std::move(chain)), scale_(scale), bias_(bias),
-      has_thresholds_(thresholds != nullptr), kernels_(kernels) {
+      has_thresholds_(thresholds != nullptr), kernels_(kernels), threads_(threads) {
     if (thresholds) thresholds_ = *thresholds;
     padded_outputs_ = blocks_for(shape.outputs) * kLanes;
     make_runs();
-    make_constants();
+    if (shape.dot == Dot::bytes) make_byte_base();
+    if (shape.dot == Dot::binary) {
+        make_classes();
+        make_base();
+        if (thresholds) make_limits();
+    }
     const int blocks = blocks_for(shape.group_outputs());
     for (const ConvTile& tile : kernels.conv) {
         // Bits beyond the last block would be those of the next pixel.
@@ -62,7 +64,7 @@ Conv::Conv(const ConvShape& shape, ConvWeights weights, Image input, Chain chain
 
 void Conv::make_runs() {
     const int tap = shape_.tap_elements();
-    extracts_ = shape_.groups > 1 && shape_.dot == Dot::binary && shape_.group_channels() % 32 != 0;
+    extracts_ = shape_.extracts();
     const bool row_is_run = shape_.dilation_w == 1 && tap == input_.column && !extracts_;
     const int per_row = row_is_run ? 1 : shape_.kernel_w;
     run_length_ = row_is_run ? tap * shape_.kernel_w : tap;
@@ -77,78 +79,88 @@ void Conv::make_runs() {
                   (shape_.group_outputs() % kLanes != 0 || (extracts_ && shape_.input_planes > 1));
 }
 
-// What a mismatch count has to be compared with or subtracted from depends on the taps that fall outside the image.
-// Their bits are 0, so each set weight bit there counts as a mismatch that is none:
+// The input is stored with 128 added to each byte.
+void Conv::make_byte_base() {
+    const auto elements = static_cast<size_t>(shape_.elements());
+    base_ = Array<int32_t>(padded_outputs_);
+    for (int o = 0; o < shape_.outputs; o++) {
+        int sum = 0;
+        for (size_t k = 0; k < elements; k++)
+            for (int shift = 0; shift < 32; shift += 8)
+                sum += static_cast<int8_t>(weights_.elements[static_cast<size_t>(o) * elements + k] >> shift);
+        base_[o] = -128 * sum;
+    }
+}
+
+void Conv::make_classes() {
+    const ConvShape& s = shape_;
+    row_taps_ = {{0, s.kernel_h}}, column_taps_ = {{0, s.kernel_w}};
+    if (!s.pads_zero) return;
+    Classes rows = classes_of(s.height, s.stride_h, s.top, s.dilation_h, s.kernel_h, s.input_height);
+    Classes columns = classes_of(s.width, s.stride_w, s.left, s.dilation_w, s.kernel_w, s.input_width);
+    row_class_ = std::move(rows.of_position), row_taps_ = std::move(rows.taps);
+    column_class_ = std::move(columns.of_position), column_taps_ = std::move(columns.taps);
+    row_classes_ = static_cast<int>(row_taps_.size()), column_classes_ = static_cast<int>(column_taps_.size());
+}
+
+// What a mismatch count m is subtracted from depends on the taps that fall outside the image. Their bits are 0, so each
+// set weight bit there counts as a mismatch that is none:
 //
 //     acc = K_inside - 2 (m - m_outside) = base - 2 m
-void Conv::make_constants() {
-    if (shape_.dot == Dot::float32) return;
-    const int tap = shape_.tap_elements();
-    const int taps = shape_.taps(), count = shape_.weight_planes * shape_.outputs;
-    if (shape_.dot == Dot::bytes) {
-        row_class_.assign(shape_.height, 0), column_class_.assign(shape_.width, 0);
-        base_ = Array<int32_t>(padded_outputs_);
-        for (int o = 0; o < shape_.outputs; o++) {
-            int sum = 0;
-            for (int k = 0; k < shape_.elements(); k++)
-                for (int shift = 0; shift < 32; shift += 8)
-                    sum += static_cast<int8_t>(weights_.elements[static_cast<size_t>(o) * shape_.elements() + k] >> shift);
-            base_[o] = -128 * sum;  // the input is stored with 128 added
-        }
-        return;
-    }
+void Conv::make_base() {
     const ConvShape& s = shape_;
-    Classes rows = classes(s.height, s.stride_h, s.top, s.dilation_h, s.kernel_h, s.input_height);
-    Classes columns = classes(s.width, s.stride_w, s.left, s.dilation_w, s.kernel_w, s.input_width);
-    if (!s.pads_zero) {
-        rows = {std::vector<int32_t>(s.height, 0), {{0, s.kernel_h}}};
-        columns = {std::vector<int32_t>(s.width, 0), {{0, s.kernel_w}}};
-    }
-    row_class_ = rows.of_position, column_class_ = columns.of_position;
-    column_classes_ = static_cast<int>(columns.taps.size());
-    const int total = static_cast<int>(rows.taps.size()) * column_classes_;
-    base_ = Array<int32_t>(static_cast<size_t>(s.weight_planes) * total * padded_outputs_);
-    limits_ = Array<int32_t>(has_thresholds_ ? static_cast<size_t>(total) * padded_outputs_ : 0);
-    std::vector<int32_t> ones(taps);
-    for (int i = 0; i < count; i++) {
-        const int plane = i / s.outputs, o = i % s.outputs;
-        uint32_t* w = &weights_.elements[static_cast<size_t>(i) * s.elements()];
-        const bool flips = has_thresholds_ && thresholds_.start[o];
-        for (int t = 0; t < taps; t++) {
-            ones[t] = 0;
-            for (int k = 0; k < tap; k++) ones[t] += __builtin_popcount(w[t * tap + k]);
-        }
-        const int all = taps * s.group_channels();
-        for (int c = 0; c < total; c++) {
-            const auto [top, bottom] = rows.taps[c / column_classes_];
-            const auto [left, right] = columns.taps[c % column_classes_];
-            int base = 0;
-            for (int t = 0; t < taps; t++) {
-                const int y = t / s.kernel_w, x = t % s.kernel_w;
-                const bool is_inside = y >= top && y < bottom && x >= left && x < right;
-                base += is_inside ? s.group_channels() : 2 * ones[t];
+    const int tap = s.tap_elements(), row = s.kernel_w + 1;
+    base_ = Array<int32_t>(static_cast<size_t>(s.weight_planes) * classes() * padded_outputs_);
+    std::vector<int32_t> ones(static_cast<size_t>(s.kernel_h + 1) * row);  // in the taps above and to the left
+    const auto within = [&](int top, int bottom, int left, int right) {
+        return ones[bottom * row + right] - ones[top * row + right] - ones[bottom * row + left] + ones[top * row + left];
+    };
+    for (int i = 0; i < s.weight_planes * s.outputs; i++) {
+        const uint32_t* w = &weights_.elements[static_cast<size_t>(i) * s.elements()];
+        for (int y = 0; y < s.kernel_h; y++)
+            for (int x = 0; x < s.kernel_w; x++) {
+                int count = 0;
+                for (int k = 0; k < tap; k++) count += __builtin_popcount(*w++);
+                int32_t* here = &ones[(y + 1) * row + x + 1];
+                *here = count + here[-1] + here[-row] - here[-row - 1];
             }
-            const size_t place = (static_cast<size_t>(plane) * total + c) * padded_outputs_ + o;
-            base_[place] = base;
-            if (!has_thresholds_) continue;
-            // acc >= threshold where m <= limit; a falling bit is a rising one of the flipped filter, all - m.
-            const int64_t threshold = thresholds_.at[o];
-            const int64_t difference = base - threshold;
+        const int all = within(0, s.kernel_h, 0, s.kernel_w);
+        for (int c = 0; c < classes(); c++) {
+            const auto [top, bottom] = row_taps_[c / column_classes_];
+            const auto [left, right] = column_taps_[c % column_classes_];
+            const int inside = (bottom - top) * (right - left) * s.group_channels();
+            const size_t place = (static_cast<size_t>(i / s.outputs) * classes() + c) * padded_outputs_;
+            base_[place + i % s.outputs] = inside + 2 * (all - within(top, bottom, left, right));
+        }
+    }
+}
+
+// acc >= threshold where m <= limit; a falling bit is a rising one of the flipped filter, whose mismatches are all - m.
+void Conv::make_limits() {
+    const ConvShape& s = shape_;
+    const int all = s.taps() * s.group_channels(), tap = s.tap_elements();
+    limits_ = Array<int32_t>(base_.size());
+    std::fill(limits_.data(), limits_.data() + limits_.size(), -1);
+    for (int o = 0; o < s.outputs; o++) {
+        const int64_t threshold = thresholds_.at[o];
+        const bool flips = thresholds_.start[o];
+        for (int c = 0; c < classes(); c++) {
+            const size_t place = static_cast<size_t>(c) * padded_outputs_ + o;
+            const int64_t difference = base_[place] - threshold;
             int64_t limit = difference >= 0 ? difference / 2 : -((1 - difference) / 2);
             if (threshold == INT32_MAX || limit < -1) limit = -1;
             if (limit > all) limit = all;
             limits_[place] = static_cast<int32_t>(flips ? all - limit - 1 : limit);
         }
         if (!flips) continue;
-        for (int t = 0; t < taps; t++)
+        uint32_t* w = &weights_.elements[static_cast<size_t>(o) * s.elements()];
+        for (int t = 0; t < s.taps(); t++)
             for (int k = 0; k < tap; k++) {
                 const int bits = s.group_channels() - 32 * k;
                 w[t * tap + k] ^= bits >= 32 ? ~0u : (1u << bits) - 1;
             }
     }
-    if (has_thresholds_)
-        for (int c = 0; c < total; c++)
-            for (int o = s.outputs; o < padded_outputs_; o++) limits_[static_cast<size_t>(c) * padded_outputs_ + o] = -1;
+    base_ = {};
 }
 
 void Conv::use(const ConvTile& tile) {
@@ -157,6 +169,7 @@ void Conv::use(const ConvTile& tile) {
     block_groups_ = (blocks + q - 1) / q;
     const size_t filters = static_cast<size_t>(shape_.weight_planes) * shape_.groups;
     packed_ = Array<uint32_t>(filters * block_groups_ * q * elements * kLanes);
+    if (makes_rows_) scratch_ = Array<uint32_t>(static_cast<size_t>(2 * threads_) * 2 * tile.pixels * padded_outputs_);
     for (size_t f = 0; f < filters; f++)
         for (int o = 0; o < shape_.group_outputs(); o++) {
             const uint32_t* from = &weights_.elements[(f * shape_.group_outputs() + o) * elements];
@@ -175,8 +188,6 @@ void Conv::run(int samples, Pool& pool) {
     const int64_t work = splits_pixels ? tiles : block_groups_;
     const int parts = static_cast<int>(std::min<int64_t>(threads == 1 ? 1 : 2 * threads, work));
     const size_t room = static_cast<size_t>(2 * tile_->pixels) * padded_outputs_;
-    if (makes_rows_ && scratch_.size() < room * 2 * pool.threads())
-        scratch_ = Array<uint32_t>(room * 2 * pool.threads());  // once, when the tile is chosen
     pool.run(parts, [&](int part) {
         const int64_t begin = work * part / parts, end = work * (part + 1) / parts;
         const int64_t first = begin * tile_->pixels, last = std::min(end * tile_->pixels, pixels);
@@ -265,6 +276,7 @@ const uint32_t* Conv::weights_of(int plane, int group, int block_group) const {
 }
 
 int Conv::class_of(const Place& place) const {
+    if (classes() == 1) return 0;
     return row_class_[place.y] * column_classes_ + column_class_[place.x];
 }
 
@@ -289,10 +301,9 @@ void Conv::threshold(int64_t begin, int64_t end, int group, int block_group) con
 // What one input plane and one weight plane of a tile come to, now that its counts are known: the accumulators of the
 // chain, or with several planes a part of them.
 void Conv::sum_up(int input_plane, int weight_plane, const int32_t* counts, const Tile& tile) const {
-    const int total = static_cast<int>(base_.size()) / padded_outputs_ / shape_.weight_planes;
     const int32_t* base[kMaxTilePixels];
     for (int p = 0; p < tile.pixels; p++) {
-        const size_t row = static_cast<size_t>(weight_plane) * total + class_of(tile.places[p]);
+        const size_t row = static_cast<size_t>(weight_plane) * classes() + class_of(tile.places[p]);
         base[p] = base_.data() + row * padded_outputs_;
     }
     if (shape_.planes() == 1) return chain_.run(counts, base, tile);
@@ -310,7 +321,6 @@ void Conv::accumulate(int64_t begin, int64_t end, int group, int block_group) co
     alignas(64) int32_t counts[kMaxTilePixels * kMaxTileBlocks * kLanes];
     for_tiles({group, 0}, begin, end, [&](TilePixels& pixels, Window& window) {
         const Tile tile{data, pixels.places, pixels.count, Q, first, blocks};
-        //chain_.prefetch(tile);
         if (shape_.dot == Dot::float32) {
             tile_->accumulate(window, weights_of(0, group, block_group), data);
             return chain_.run(tile);

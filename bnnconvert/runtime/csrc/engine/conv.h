@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "engine/chain.h"
@@ -28,7 +29,7 @@ class Conv {
   public:
     // `thresholds` may be null; then the chain says what becomes of the accumulators.
     Conv(const ConvShape& shape, ConvWeights weights, Image input, Chain chain, const float* scale,
-         const float* bias, const Thresholds* thresholds, const Kernels& kernels);
+         const float* bias, const Thresholds* thresholds, const Kernels& kernels, int threads);
 
     // Lay the weights out for one of the tiles that fit; the first to begin with.
     const std::vector<const ConvTile*>& tiles() const { return fitting_; }
@@ -43,7 +44,11 @@ class Conv {
     struct Source;
 
     void make_runs();
-    void make_constants();
+    void make_byte_base();
+    void make_classes();
+    void make_base();
+    void make_limits();
+    int classes() const { return row_classes_ * column_classes_; }
     const uint32_t* weights_of(int plane, int group, int block_group) const;
     int class_of(const Place& place) const;
     template <class F>
@@ -76,10 +81,12 @@ class Conv {
     bool extracts_ = false;         // and the group's bits are moved to the front of a word
     bool makes_rows_ = false;       // of all groups, as their outputs do not fill blocks
     std::vector<int32_t> row_class_, column_class_;
-    int column_classes_ = 1;
+    std::vector<std::pair<int, int>> row_taps_, column_taps_;  // of each class, the first inside and the one behind
+    int row_classes_ = 1, column_classes_ = 1;
     int padded_outputs_ = 0;        // of a row of the tables below
     Array<int32_t> base_, limits_;  // [weight plane][class][output]
-    Array<uint32_t> scratch_;
+    Array<uint32_t> scratch_;       // of all threads
+    int threads_;
 };
 
 }  // namespace bnn

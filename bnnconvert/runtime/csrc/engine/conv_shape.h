@@ -7,6 +7,8 @@
 
 namespace bnn {
 
+constexpr int kGatherElements = 512;  // of a window that is copied, so that those of a tile stay in the first-level cache
+
 struct ConvShape {
     Dot dot;
     int channels, outputs, groups;       // channels are those of one input plane
@@ -26,6 +28,8 @@ struct ConvShape {
         return (group_channels() + per_element - 1) / per_element;
     }
     int elements() const { return taps() * tap_elements(); }
+    // Groups of signs that do not begin at a word are moved there first.
+    bool extracts() const { return groups > 1 && dot == Dot::binary && group_channels() % 32 != 0; }
 };
 
 }  // namespace bnn

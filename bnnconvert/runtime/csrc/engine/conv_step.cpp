@@ -1,16 +1,15 @@
 // Convolutions and linear layers as steps: weights from the plan's rows into elements, the tile by timing.
 #include <algorithm>
-#include <chrono>
+#include <cstring>
 #include <utility>
 #include <vector>
 
+#include "engine/clock.h"
 #include "engine/conv.h"
 #include "engine/steps.h"
 
 namespace bnn {
 namespace {
-
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 bool bit_at(const uint8_t* row, int64_t i) { return row[i / 8] >> (i % 8) & 1; }
 
@@ -126,7 +125,8 @@ class ConvStep : public Step {
         if (step.thresholds.bytes)
             thresholds = {step.thresholds.as<int32_t>(), step.start.data, build.image(step.output)};
         return Conv(step.conv, elements_of(step), build.image(step.input), chain_of(step, build),
-                    step.scale.as<float>(), step.bias.as<float>(), step.thresholds.bytes ? &thresholds : nullptr, build.kernels);
+                    step.scale.as<float>(), step.bias.as<float>(), step.thresholds.bytes ? &thresholds : nullptr,
+                    build.kernels, build.threads);
     }
 
     Conv conv_;

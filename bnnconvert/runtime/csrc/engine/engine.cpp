@@ -1,20 +1,21 @@
 #include "engine/engine.h"
 
-#include <algorithm>
-#include <chrono>
-#include <set>
+#include <unistd.h>
 
+#include <algorithm>
+#include <new>
+#include <utility>
+
+#include "engine/clock.h"
 #include "engine/error.h"
 #include "engine/steps.h"
 
 namespace bnn {
 namespace {
 
-constexpr int64_t kChunkElements = 1 << 18;  // of all images: samples are run together while they fit the cache
+constexpr int64_t kChunkElements = 1 << 18;  // of the largest image: samples are run together while they fit the cache
 constexpr int kMaxChunk = 64;
 constexpr double kWorthThreads = 30e-6;  // seconds; waking a thread takes a few microseconds
-
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 bool same_layout(const ImageSpec& a, const ImageSpec& b) {
     return a.kind == b.kind && a.channels == b.channels && a.height == b.height && a.width == b.width &&
@@ -31,9 +32,8 @@ std::vector<int> images_of(const StepSpec& step) {
     return images;
 }
 
-bool is_read(ChainCode code) { return code <= ChainCode::gain; }
-
-// Whether a chain may write `written` over `other`: it has read every number of it just before, and nothing else reads it.
+// Whether a chain may write `written` over `other`: it has read every number of it just before, and nothing else reads
+// it. In whole blocks, as a read of the last one would reach into the next pixel, which another thread may be writing.
 bool may_overwrite(const StepSpec& step, int written, int other) {
     if (step.output == written || step.output == other) return false;
     if (step.input == other && step.kind != StepKind::map) return false;
@@ -45,6 +45,12 @@ bool may_overwrite(const StepSpec& step, int written, int other) {
         was_read = true;
     }
     return was_read;
+}
+
+// Bytes. More would not fail when it is asked for, but when it is written to.
+int64_t machine_memory() {
+    const int64_t pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
+    return pages > 0 && size > 0 ? pages * size : INT64_MAX;
 }
 
 // What padding reads: zeros, or all channels +1, or the byte that stands for zero.
@@ -68,9 +74,8 @@ void Step::tune(Pool& pool, Tuned&) {
     }
 }
 
-Engine::Engine(const uint8_t* bytes, size_t size, int threads, Isa isa)
-    : pool_(threads), kernels_(kernels_of(isa)), bytes_(bytes, bytes + size) {
-    const Plan plan = read_plan(bytes_.data(), size);
+Engine::Engine(std::vector<uint8_t> bytes, const Plan& plan, int threads, Isa isa)
+    : pool_(threads), kernels_(kernels_of(isa)), bytes_(std::move(bytes)) {
     plan_memory(plan);
     build(plan);
 }
@@ -85,7 +90,9 @@ void Engine::plan_memory(const Plan& plan) {
         for (int image : images_of(plan.steps[i])) last_use[static_cast<size_t>(image)] = static_cast<int>(i);
     for (const ImageSpec& spec : plan.images) largest = std::max(largest, spec.sample());
     chunk_ = static_cast<int>(std::clamp<int64_t>(kChunkElements / std::max<int64_t>(largest, 1), 1, kMaxChunk));
-    std::vector<int> owner;  // image that is in a buffer
+    std::vector<int> owner;           // image that is in a buffer
+    std::vector<size_t> first_image;  // that was put into it
+    int64_t total = 0;                // bytes
     for (size_t i = 0; i < plan.steps.size(); i++)
         for (int number : images_of(plan.steps[i])) {
             const auto image = static_cast<size_t>(number);
@@ -94,7 +101,8 @@ void Engine::plan_memory(const Plan& plan) {
             int newest = -1;
             for (size_t b = 0; b < owner.size(); b++) {
                 const int used = last_use[static_cast<size_t>(owner[b])], now = static_cast<int>(i);
-                const bool is_free = used < now || (used == now && may_overwrite(plan.steps[i], number, owner[b]));
+                const bool is_free = used < now || (used == now && spec.channels % kLanes == 0 &&
+                                                    may_overwrite(plan.steps[i], number, owner[b]));
                 const bool fits = is_free && same_layout(plan.images[static_cast<size_t>(owner[b])], spec);
                 if (fits && used > newest) newest = used, buffer_of[image] = static_cast<int>(b);
             }
@@ -104,9 +112,14 @@ void Engine::plan_memory(const Plan& plan) {
             }
             buffer_of[image] = static_cast<int>(owner.size());
             owner.push_back(number);
-            buffers_.emplace_back(static_cast<size_t>(spec.sample() * chunk_));
-            fill_halo(spec, buffers_.back());
+            first_image.push_back(image);
+            total += spec.sample() * chunk_ * int64_t{sizeof(uint32_t)};
         }
+    if (total > machine_memory()) throw std::bad_alloc();
+    for (size_t image : first_image) {
+        buffers_.emplace_back(static_cast<size_t>(plan.images[image].sample() * chunk_));
+        fill_halo(plan.images[image], buffers_.back());
+    }
     for (size_t i = 0; i < count; i++) {
         const ImageSpec& spec = plan.images[i];
         Image image{nullptr, spec.sample(), spec.row(), spec.pixel()};
@@ -118,7 +131,7 @@ void Engine::plan_memory(const Plan& plan) {
 }
 
 void Engine::build(const Plan& plan) {
-    const Build build{plan, images_, kernels_, edges_};
+    const Build build{plan, images_, kernels_, edges_, pool_.threads()};
     Tuned tuned;
     for (const StepSpec& spec : plan.steps) {
         std::unique_ptr<Step> step;
@@ -143,7 +156,6 @@ void Engine::build(const Plan& plan) {
         if (!is_edge) {
             step->is_parallel = false;
             step->tune(pool_, tuned);
-            step->is_parallel = step->seconds * chunk_ > kWorthThreads;
         }
         steps_.push_back(std::move(step));
     }
@@ -157,16 +169,16 @@ int64_t Engine::memory() const {
 
 void Engine::run(int64_t samples, const float* const* inputs, float* const* outputs) {
     edges_ = {inputs, outputs, 0};
+    const bool measures = profiles;
+    if (measures)
+        for (const auto& step : steps_) step->measured = 0;
     for (; edges_.first < samples; edges_.first += chunk_) {
         const int count = static_cast<int>(std::min<int64_t>(chunk_, samples - edges_.first));
         for (const auto& step : steps_) {
-            if (!profiles) {
-                step->run(count, pool_);
-                continue;
-            }
-            const double start = now();
+            step->is_parallel = step->seconds * count > kWorthThreads;
+            const double start = measures ? now() : 0;
             step->run(count, pool_);
-            step->seconds = now() - start;
+            if (measures) step->measured = step->measured + now() - start;
         }
     }
 }

@@ -1,6 +1,7 @@
 // A plan made ready to run: memory planned, weights laid out, tiles chosen.
 #pragma once
 
+#include <atomic>
 #include <map>
 #include <memory>
 #include <string>
@@ -27,7 +28,8 @@ class Step {
     virtual void tune(Pool& pool, Tuned& known);
 
     std::string layer;
-    double seconds = 0;
+    double seconds = 0;  // of one sample and one thread, when it was tuned
+    std::atomic<double> measured{0};  // of the last run
     bool is_parallel = true;
 };
 
@@ -40,7 +42,8 @@ struct Edges {
 
 class Engine {
   public:
-    Engine(const uint8_t* plan, size_t size, int threads, Isa isa);
+    // The plan refers to the bytes. Raises: PlanError, std::bad_alloc, std::system_error.
+    Engine(std::vector<uint8_t> bytes, const Plan& plan, int threads, Isa isa);
 
     void run(int64_t samples, const float* const* inputs, float* const* outputs);
 
@@ -49,7 +52,7 @@ class Engine {
     const std::vector<int64_t>& output_sizes() const { return output_sizes_; }
     int64_t memory() const;
 
-    bool profiles = false;
+    std::atomic<bool> profiles{false};
 
   private:
     void plan_memory(const Plan& plan);

@@ -10,7 +10,7 @@
 namespace bnn {
 
 constexpr size_t kAlignment = 64;
-constexpr size_t kSlack = 1024;  // the widest tile reads eight vectors of 64 bytes at a time
+constexpr size_t kSlack = 1024;  // kernels read whole vectors, the widest eight of 64 bytes at a time
 
 struct Release {
     void operator()(void* memory) const { ::operator delete[](memory, std::align_val_t{kAlignment}); }

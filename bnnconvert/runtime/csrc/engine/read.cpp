@@ -1,8 +1,9 @@
 // From the bytes of a plan to a Plan. Every number is checked before it is used.
 //
 // The bytes are 64-bit little-endian words, then the blob. Text and tensors are references (offset, bytes) into it.
-#include <climits>
+#include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "engine/error.h"
 #include "engine/plan.h"
@@ -11,8 +12,9 @@ namespace bnn {
 namespace {
 
 constexpr int64_t kMagic = 0x316e616c706e6e62;  // "bnnplan1"
-constexpr int64_t kMaxImages = 1 << 16, kMaxSteps = 1 << 16, kMaxChain = 64;
+constexpr int64_t kMaxImages = 1 << 16, kMaxSteps = 1 << 16, kMaxChain = 1 << 16;
 constexpr int64_t kMaxSize = 1 << 24, kMaxHalo = 1 << 16, kMaxElements = int64_t{1} << 28;
+constexpr int64_t kMaxTaps = 1 << 20, kMaxBytes = 1 << 16;
 
 class Words {
   public:
@@ -65,7 +67,7 @@ class Words {
     size_t count_, position_ = 0, size_;
 };
 
-int64_t padded(int64_t channels) { return (channels + kLanes - 1) / kLanes * kLanes; }
+int64_t padded(int channels) { return int64_t{blocks_for(channels)} * kLanes; }
 
 ImageSpec read_image(Words& words) {
     ImageSpec image{};
@@ -146,6 +148,10 @@ class StepReader {
         conv.height = words_.number(1, kMaxSize, "a height"), conv.width = words_.number(1, kMaxSize, "a width");
         conv.input_height = input.height, conv.input_width = input.width;
         step_.height = conv.height, step_.width = conv.width;
+        require(int64_t{conv.kernel_h} * conv.kernel_w < kMaxTaps, "its windows are too large");
+        for (const auto& [count, step] : {std::pair{conv.height, conv.stride_h}, {conv.width, conv.stride_w},
+                                         {conv.kernel_h, conv.dilation_h}, {conv.kernel_w, conv.dilation_w}})
+            require((count - int64_t{1}) * step <= kMaxSize, "its windows lie too far apart");
     }
 
     // Whether the last window ends in the halo at the latest.
@@ -176,9 +182,13 @@ class StepReader {
         require(conv.dot == Dot::binary || conv.weight_planes == 1, "only binary layers have planes");
         const bool is_signed = words_.number(0, 1, "the weights' kind");  // float input, one bit a weight
         require(!is_signed || conv.dot == Dot::float32, "signed weights are for float input");
-        const double taps = double(conv.kernel_h) * conv.kernel_w;
-        require(taps * conv.group_channels() < 1 << 24, "it has more than 2^24 weights per output");
         const int64_t weights = int64_t{conv.taps()} * conv.group_channels();
+        require(weights < 1 << 24, "it has more than 2^24 weights per output");
+        if (conv.dot == Dot::bytes) {
+            require(weights <= kMaxBytes, "it has more than 2^16 bytes per output");
+            require(conv.groups == 1 || conv.group_channels() % 4 == 0, "its groups of bytes do not fill words");
+        }
+        require(!conv.extracts() || conv.elements() <= kGatherElements, "its groups of signs are too large to move");
         const int64_t rows = int64_t{conv.outputs} * conv.weight_planes;
         const int64_t row = conv.dot == Dot::binary || is_signed ? (weights + 7) / 8 : conv.dot == Dot::bytes ? weights : 4 * weights;
         require(double(rows) * double(conv.elements()) < double(kMaxElements) * 16, "its weights are too many");
@@ -186,7 +196,8 @@ class StepReader {
         step_.channels = conv.outputs;
         const int64_t planes = int64_t{conv.input_planes} * conv.weight_planes;
         step_.scale = words_.blob(-1, "a scale");
-        require(step_.scale.bytes == 0 || step_.scale.bytes == planes * padded(conv.outputs) * 4,
+        require(step_.scale.bytes == 0 ||
+                    (conv.dot != Dot::float32 && step_.scale.bytes == planes * padded(conv.outputs) * 4),
                 "its scales are not as many as its outputs");
         require(step_.scale.bytes || planes == 1, "several planes need scales");
         step_.bias = words_.blob(-1, "a bias");
@@ -214,7 +225,6 @@ class StepReader {
         step_.divisor = words_.number(0, kMaxSize, "the divisor of an average");
         step_.channels = input.channels;
         const int64_t taps = int64_t{step_.conv.kernel_h} * step_.conv.kernel_w;
-        require(taps < 1 << 20, "its windows are too large");
         step_.weights = words_.blob(step_.reduce == Reduce::weighted ? taps * padded(input.channels) * 4 : 0,
                                     "a depthwise weight");
     }
@@ -234,7 +244,6 @@ class StepReader {
         const ImageSpec& output = spec(step_.output);
         require(output.planes == input.planes && output.channels == input.channels, "its output has another shape");
         require(output.height == step_.height && output.width == step_.width, "its output has another shape");
-        // Per word of a pixel: bits that are pooled by their minimum, as what follows falls.
         step_.weights = words_.blob(4 * input.pixel(), "the falling channels");
     }
 
@@ -253,7 +262,10 @@ class StepReader {
     void read_chain() {
         const int count = words_.number(0, kMaxChain, "the length of a chain");
         for (int i = 0; i < count; i++) step_.chain.push_back(read_op());
-        if (step_.thresholds.bytes) require(count == 0, "a layer with thresholds has no chain");
+        if (step_.thresholds.bytes) return require(count == 0, "a layer with thresholds has no chain");
+        // An image that is written bounds the positions that the chain runs over.
+        const auto writes = [](const ChainSpec& op) { return is_written(op.code); };
+        require(std::any_of(step_.chain.begin(), step_.chain.end(), writes), "its result goes nowhere");
     }
 
     ChainSpec read_op() {
@@ -264,9 +276,7 @@ class StepReader {
         switch (op.code) {
             case ChainCode::load:
             case ChainCode::add:
-            case ChainCode::multiply:
-            case ChainCode::maximum:
-            case ChainCode::minimum: {
+            case ChainCode::multiply: {
                 op.image = image(Kind::floats);
                 const ImageSpec& operand = spec(op.image);
                 const bool is_one_pixel = operand.height == 1 && operand.width == 1;

@@ -72,7 +72,7 @@ class Softmax : public Step {
     SoftmaxFn kernel_;
 };
 
-// The maximum of ±1 is an OR of bits. Where what follows falls, the order is turned: an AND.
+// The maximum of numbers before their thresholds: an OR of rising bits, an AND of falling ones.
 class PoolBits : public Step {
   public:
     PoolBits(const StepSpec& step, const Build& build)
@@ -103,7 +103,7 @@ class PoolBits : public Step {
     ConvShape shape_;
     int64_t words_;
     Image input_, output_;
-    const uint32_t* falling_;
+    const uint32_t* falling_;  // a word of bits for each word of a pixel
 };
 
 // The same numbers in the model's order under another shape, such as a flatten in front of a linear layer.

@@ -14,6 +14,7 @@ struct Build {
     const std::vector<Image>& images;
     const Kernels& kernels;
     const Edges& edges;
+    int threads;
 
     const ImageSpec& spec(int image) const { return plan.images[static_cast<size_t>(image)]; }
     const Image& image(int image) const { return images[static_cast<size_t>(image)]; }

@@ -19,7 +19,7 @@ template <class F>
 void run_tiles(const Positions& positions, int samples, int threads, Pool& pool, const Chain& chain, F&& fill) {
     const int64_t pixels = int64_t{samples} * positions.height * positions.width;
     const int64_t tiles = (pixels + kPixels - 1) / kPixels;
-    const int blocks = (positions.channels + kLanes - 1) / kLanes;
+    const int blocks = blocks_for(positions.channels);
     const int parts = static_cast<int>(std::min<int64_t>(threads == 1 ? 1 : 2 * threads, tiles));
     pool.run(parts, [&](int part) {
         const int64_t begin = tiles * part / parts * kPixels;

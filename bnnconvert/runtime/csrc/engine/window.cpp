@@ -10,7 +10,7 @@ class Windows : public Step {
         : positions_{step.height, step.width, step.channels}, shape_(step.conv), reduce_(step.reduce),
           divisor_(step.divisor), input_(build.image(step.input)), kernels_(build.kernels),
           chain_(step, build), weights_(step.weights.as<float>()) {
-        const int64_t row = (step.channels + kLanes - 1) / kLanes * kLanes;
+        const int64_t row = int64_t{blocks_for(step.channels)} * kLanes;
         for (int i = 0; i < shape_.kernel_h; i++)
             for (int j = 0; j < shape_.kernel_w; j++)
                 taps_.push_back({i * shape_.dilation_h * input_.row + j * shape_.dilation_w * input_.column,

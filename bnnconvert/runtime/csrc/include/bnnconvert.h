@@ -1,7 +1,7 @@
 /* The native engine of bnnconvert: opens a compiled plan and runs it.
  *
  * All functions are safe to call from several threads on several engines. One engine runs one call at a time; a second
- * one meanwhile gets BNN_BUSY. No function throws, and none but bnn_open and bnn_close allocates memory.
+ * one meanwhile gets BNN_BUSY. No function throws, and bnn_run allocates no memory. An engine must be one that was opened.
  */
 #ifndef BNNCONVERT_H
 #define BNNCONVERT_H
@@ -32,7 +32,7 @@ typedef enum {
 /* One sentence about the last call of this thread that did not return BNN_OK. */
 BNN_API const char* bnn_error(void);
 
-/* The instruction sets of this build, best first for this machine: 0, 1, ... until NULL. */
+/* The instruction sets that this build and this machine have, best first: 0, 1, ... until NULL. */
 BNN_API const char* bnn_isa(int number);
 
 /* Open a plan; its bytes are not needed afterwards. `isa` is a name from bnn_isa, or NULL for the best one, which the
@@ -44,14 +44,14 @@ BNN_API void bnn_close(bnn_engine* engine);
 /* Inputs and outputs are float32 in the model's own order (samples, channels, height, width). */
 BNN_API int bnn_inputs(const bnn_engine* engine);
 BNN_API int bnn_outputs(const bnn_engine* engine);
-/* Elements of one sample. */
+/* Elements of one sample; -1 where there is no such input or output. */
 BNN_API int64_t bnn_input_size(const bnn_engine* engine, int number);
 BNN_API int64_t bnn_output_size(const bnn_engine* engine, int number);
 
 BNN_API bnn_status bnn_run(bnn_engine* engine, int64_t samples, const float* const* inputs, float* const* outputs);
 
-/* What the engine is made of: a step's layer, kernel and tile, and the time of its last run in seconds, which is
- * measured only after bnn_profile(engine, 1). */
+/* What the engine is made of: a step's layer, kernel and tile, all NULL where there is no such step, and the time in
+ * seconds that it took of the last run after bnn_profile(engine, 1), over all samples. */
 typedef struct {
     const char* layer;
     const char* kernel;

@@ -26,7 +26,7 @@ struct Kernels {
     RowKernels rows;
 };
 
-// Of every instruction set that this library was built for, whether the machine has it or not.
+// Of every instruction set that this library was built for, whether the machine has it or not, in rising order.
 Span<Kernels> all_kernels();
 
 // Of one that the machine has.

@@ -12,7 +12,7 @@
 #include <arm_neon.h>
 #endif
 
-#define BNN_INLINE inline __attribute__((always_inline))
+#include "kernels/inline.h"
 
 namespace bnn {
 namespace {
@@ -90,7 +90,7 @@ BNN_INLINE uint16_t mask_at_least(const Floats& a, const Floats& b) {
 #endif
 }
 
-// e^v to about two units in the last place; 0 below -87.3, infinity above 88.7.
+// e^v to about two units in the last place; 0 below about -103, infinity above 88.7.
 BNN_INLINE Floats exp(const Floats& v) {
     const Floats x = max(min(v, all(89.0f)), all(-104.0f));
     const Floats magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer

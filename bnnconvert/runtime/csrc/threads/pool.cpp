@@ -28,52 +28,67 @@ bool spin_until(Condition&& condition) {
     return false;
 }
 
+uint32_t job_of(uint64_t ticket) { return static_cast<uint32_t>(ticket >> 32); }
+
 }  // namespace
 
 Pool::Pool(int threads) {
-    for (int i = 1; i < threads; i++) workers_.emplace_back([this] { work(); });
+    try {
+        for (int i = 1; i < threads; i++) workers_.emplace_back([this] { work(); });
+    } catch (...) {
+        stop();
+        throw;
+    }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { stop(); }
+
+void Pool::stop() {
     {
         std::lock_guard lock(mutex_);
-        stop_.store(true, std::memory_order_release);
+        stops_.store(true, std::memory_order_release);
     }
     wake_.notify_all();
     for (std::thread& worker : workers_) worker.join();
 }
 
 void Pool::share(int parts, Call call, const void* context) {
-    parts_ = parts, call_ = call, context_ = context;
-    next_.store(0, std::memory_order_relaxed);
-    busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+    call_ = call, context_ = context;
+    done_.store(0, std::memory_order_relaxed);
+    const uint64_t job = job_of(ticket_.load(std::memory_order_relaxed)) + uint64_t{1};
     {
         std::lock_guard lock(mutex_);  // so that no worker falls asleep between its last look and this
-        job_.fetch_add(1, std::memory_order_release);
+        ticket_.store(job << 32 | static_cast<uint64_t>(parts) << 16, std::memory_order_release);
     }
     wake_.notify_all();
     take_parts();
-    while (busy_.load(std::memory_order_acquire) > 0) pause();
+    const auto is_done = [&] { return done_.load(std::memory_order_acquire) == parts; };
+    while (!spin_until(is_done)) std::this_thread::yield();  // the others may be waiting for this processor
 }
 
 void Pool::take_parts() {
-    for (int part; (part = next_.fetch_add(1, std::memory_order_relaxed)) < parts_;) call_(context_, part);
+    for (;;) {
+        const uint64_t ticket = ticket_.fetch_add(1, std::memory_order_acq_rel);
+        const int part = ticket & 0xffff, parts = ticket >> 16 & 0xffff;
+        if (part >= parts) return;
+        call_(context_, part);
+        done_.fetch_add(1, std::memory_order_release);
+    }
 }
 
 void Pool::work() {
-    uint64_t seen = 0;
+    uint32_t seen = 0;
     const auto called = [&] {
-        return job_.load(std::memory_order_acquire) != seen || stop_.load(std::memory_order_acquire);
+        return job_of(ticket_.load(std::memory_order_acquire)) != seen || stops_.load(std::memory_order_acquire);
     };
     for (;;) {
         if (!spin_until(called)) {
             std::unique_lock lock(mutex_);
             wake_.wait(lock, called);
         }
-        if (stop_.load(std::memory_order_acquire)) return;
-        seen = job_.load(std::memory_order_acquire);
+        if (stops_.load(std::memory_order_acquire)) return;
+        seen = job_of(ticket_.load(std::memory_order_acquire));
         take_parts();
-        busy_.fetch_sub(1, std::memory_order_release);
     }
 }
 

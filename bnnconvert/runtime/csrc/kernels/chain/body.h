@@ -11,8 +11,6 @@
 namespace bnn {
 namespace {
 
-constexpr int kLanes = 16;
-
 // Tiles and operations are passed by value: stores to floats might otherwise change them as far as a compiler knows,
 // and every turn of a loop would read them again.
 
@@ -57,7 +55,7 @@ BNN_INLINE int lanes_left(const Tile& tile, const ChainOp& op, int q) {
     return op.channels - kLanes * (tile.first + q);
 }
 
-BNN_INLINE int blocks_of(const ChainOp& op) { return (op.channels + kLanes - 1) / kLanes; }
+BNN_INLINE int blocks_of(const ChainOp& op) { return blocks_for(op.channels); }
 
 BNN_INLINE uint16_t lane_mask(int lanes) { return static_cast<uint16_t>(lanes >= kLanes ? 0xffff : (1u << lanes) - 1); }
 
@@ -129,8 +127,6 @@ void run_one(ChainOp op, Tile tile) {
         case ChainCode::load: return with_image(tile, op.image, [](Floats, Floats x) { return x; });
         case ChainCode::add: return with_image(tile, op.image, [=](Floats v, Floats x) { return v + low * x; });
         case ChainCode::multiply: return with_image(tile, op.image, [](Floats v, Floats x) { return v * x; });
-        case ChainCode::maximum: return with_image(tile, op.image, [](Floats v, Floats x) { return max(v, x); });
-        case ChainCode::minimum: return with_image(tile, op.image, [](Floats v, Floats x) { return min(v, x); });
         case ChainCode::gain:
             for (int p = 0; p < tile.pixels; p++) {
                 float gain;
@@ -149,21 +145,14 @@ void run_one(ChainOp op, Tile tile) {
         case ChainCode::tanh: return each(tile, [](Floats v) { return tanh(v); });
         case ChainCode::silu: return each(tile, [](Floats v) { return v * sigmoid(v); });
         case ChainCode::hardsigmoid:
-            return each(tile, [](Floats v) { return max(min(v + 3.0f, all(6.0f)), all(0.0f)) / 6.0f; });
+            return each(tile, [](Floats v) { return clamp(v + 3.0f, all(0.0f), all(6.0f)) / 6.0f; });
         case ChainCode::hardswish:
-            return each(tile, [](Floats v) { return v * max(min(v + 3.0f, all(6.0f)), all(0.0f)) / 6.0f; });
+            return each(tile, [](Floats v) { return v * clamp(v + 3.0f, all(0.0f), all(6.0f)) / 6.0f; });
         case ChainCode::gelu:
             return each(tile, [](Floats v) { return 0.5f * v * (1.0f + erf(v * 0.70710678f)); });
         case ChainCode::gelu_tanh:
             return each(tile, [](Floats v) {
                 return 0.5f * v * (1.0f + tanh(0.79788456f * (v + 0.044715f * v * v * v)));
-            });
-        case ChainCode::elu: return each(tile, [=](Floats v) { return v < 0.0f ? low * (exp(v) - 1.0f) : v; });
-        case ChainCode::softplus:
-            return each(tile, [](Floats v) {
-                Floats y{};
-                for (int i = 0; i < kLanes; i++) y[i] = v[i] > 20.0f ? v[i] : std::log1p(std::exp(v[i]));
-                return y;
             });
         case ChainCode::sqrt:
             return each(tile, [](Floats v) {

@@ -7,7 +7,13 @@
 
 #include <cstdint>
 
+#include "kernels/inline.h"
+
 namespace bnn {
+
+constexpr int kLanes = 16;  // channels of a block, on every instruction set
+
+constexpr int blocks_for(int channels) { return (channels + kLanes - 1) / kLanes; }
 
 // A value in memory: channels last, in units of 4 bytes. Steps of 0 repeat a value over an axis.
 struct Image {
@@ -19,7 +25,7 @@ struct Place {
     int32_t sample, y, x;
 };
 
-inline uint32_t* at(const Image& image, const Place& place) {
+static BNN_INLINE uint32_t* at(const Image& image, const Place& place) {
     return image.data + place.sample * image.sample + place.y * image.row + place.x * image.column;
 }
 
@@ -27,8 +33,6 @@ enum class ChainCode : uint8_t {
     load,       // v = image
     add,        // v = v + low * image
     multiply,   // v = v * image
-    maximum,    // v = max(v, image)
-    minimum,    // v = min(v, image)
     gain,       // v = v * image, one number per pixel
     affine,     // v = v * a[c] + b[c]
     clamp,      // v = min(max(v, low), high)
@@ -41,8 +45,6 @@ enum class ChainCode : uint8_t {
     hardswish,
     gelu,       // v * Phi(v)
     gelu_tanh,
-    elu,        // v < 0 ? low * (e^v - 1) : v
-    softplus,
     sqrt,
     reciprocal,
     abs,
@@ -53,6 +55,9 @@ enum class ChainCode : uint8_t {
 };
 
 constexpr int kChainCodes = static_cast<int>(ChainCode::quantize) + 1;
+
+constexpr bool is_written(ChainCode code) { return code >= ChainCode::store; }
+constexpr bool is_read(ChainCode code) { return code <= ChainCode::gain; }
 
 struct ChainOp {
     ChainCode code;
@@ -139,18 +144,6 @@ constexpr int kMaxTilePixels = 16;
 
 // Counts and their base, which are laid out as in `Plane`, belong to the first two sources.
 using FusedFn = void (*)(const Fused&, const int32_t* counts, const int32_t* const* base, const Tile&);
-
-// Asks for the parts of images that the operations on a tile will read or write, so that they are in the first-level
-// cache when the tile's numbers are there.
-inline void prefetch(const ChainOp* ops, int count, const Tile& tile) {
-    for (int i = 0; i < count; i++) {
-        if (!ops[i].image.data || ops[i].code == ChainCode::encode) continue;
-        for (int p = 0; p < tile.pixels; p++) {
-            const uint32_t* x = at(ops[i].image, tile.places[p]) + 16 * tile.first;
-            for (int q = 0; q < tile.blocks; q++) __builtin_prefetch(x + 16 * q, ops[i].code == ChainCode::store);
-        }
-    }
-}
 
 struct ChainKernel {
     ChainFn run;

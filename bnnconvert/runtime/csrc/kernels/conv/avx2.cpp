@@ -7,8 +7,6 @@
 namespace bnn {
 namespace {
 
-constexpr Isa kIsa = Isa::avx2;
-
 BNN_INLINE __m256i both_halves(__m128i half) { return _mm256_broadcastsi128_si256(half); }
 
 BNN_INLINE __m256i broadcast(const uint32_t* x) { return _mm256_set1_epi32(static_cast<int>(*x)); }
@@ -201,7 +199,7 @@ struct CarrySave {
 
     template <int P, int Q>
     static constexpr ConvTile tile(const char* name) {
-        return {Dot::binary, kIsa, name, P, Q, accumulate<P, Q>, threshold<P, Q>};
+        return {Dot::binary, name, P, Q, accumulate<P, Q>, threshold<P, Q>};
     }
 };
 
@@ -228,17 +226,17 @@ struct Bytes {
 
 template <int P, int Q>
 constexpr ConvTile byte_tile(const char* name) {
-    return {Dot::bytes, kIsa, name, P, Q, accumulate<Bytes, P, Q>, nullptr};
+    return {Dot::bytes, name, P, Q, accumulate<Bytes, P, Q>, nullptr};
 }
 
 }  // namespace
 
 const ConvTile kConvAvx2[] = {
-    binary_tile<Binary, 4, 1>(kIsa, "4x1"),   binary_tile<Binary, 2, 2>(kIsa, "2x2"),
-    binary_tile<Binary, 1, 2>(kIsa, "1x2"),   CarrySave::tile<1, 1>("carry-save 1x1"),
+    binary_tile<Binary, 4, 1>("4x1"),   binary_tile<Binary, 2, 2>("2x2"),
+    binary_tile<Binary, 1, 2>("1x2"),   CarrySave::tile<1, 1>("carry-save 1x1"),
     CarrySave::tile<2, 1>("carry-save 2x1"),  CarrySave::tile<1, 2>("carry-save 1x2"),
-    float_tile<FloatDot, 6, 1>(kIsa, "6x1"),
-    float_tile<FloatDot, 3, 2>(kIsa, "3x2"),  float_tile<FloatDot, 1, 4>(kIsa, "1x4"),
+    float_tile<FloatDot, 6, 1>("6x1"),
+    float_tile<FloatDot, 3, 2>("3x2"),  float_tile<FloatDot, 1, 4>("1x4"),
     byte_tile<4, 1>("4x1"),                   byte_tile<2, 2>("2x2"),
 };
 

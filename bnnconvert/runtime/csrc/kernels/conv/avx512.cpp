@@ -7,8 +7,6 @@
 namespace bnn {
 namespace {
 
-constexpr Isa kIsa = Isa::avx512;
-
 struct Binary {
     using Sum = __m512i;
     using Weights = __m512i;
@@ -112,7 +110,7 @@ struct CarrySave {
 
     template <int P, int Q>
     static constexpr ConvTile tile(const char* name) {
-        return {Dot::binary, kIsa, name, P, Q, accumulate<P, Q>, threshold<P, Q>};
+        return {Dot::binary, name, P, Q, accumulate<P, Q>, threshold<P, Q>};
     }
 };
 
@@ -131,19 +129,19 @@ struct Bytes {
 
 template <int P, int Q>
 constexpr ConvTile byte_tile(const char* name) {
-    return {Dot::bytes, kIsa, name, P, Q, accumulate<Bytes, P, Q>, nullptr};
+    return {Dot::bytes, name, P, Q, accumulate<Bytes, P, Q>, nullptr};
 }
 
 }  // namespace
 
 const ConvTile kConvAvx512[] = {
-    CarrySave::tile<3, 4>("carry-save 3x4"),      binary_tile<Binary, 5, 4>(kIsa, "plain 5x4"),
-    CarrySave::tile<5, 2>("carry-save 5x2"),      binary_tile<Binary, 4, 4>(kIsa, "plain 4x4"),
-    CarrySave::tile<7, 1>("carry-save 7x1"),      binary_tile<Binary, 7, 2>(kIsa, "plain 7x2"),
-    CarrySave::tile<1, 8>("carry-save 1x8"),      binary_tile<Binary, 1, 8>(kIsa, "plain 1x8"),
-    binary_tile<Binary, 12, 1>(kIsa, "plain 12x1"), float_tile<FloatDot, 6, 4>(kIsa, "6x4"),
-    float_tile<FloatDot, 12, 2>(kIsa, "12x2"),    float_tile<FloatDot, 14, 1>(kIsa, "14x1"),
-    float_tile<FloatDot, 1, 8>(kIsa, "1x8"),      byte_tile<6, 4>("6x4"),
+    CarrySave::tile<3, 4>("carry-save 3x4"),      binary_tile<Binary, 5, 4>("plain 5x4"),
+    CarrySave::tile<5, 2>("carry-save 5x2"),      binary_tile<Binary, 4, 4>("plain 4x4"),
+    CarrySave::tile<7, 1>("carry-save 7x1"),      binary_tile<Binary, 7, 2>("plain 7x2"),
+    CarrySave::tile<1, 8>("carry-save 1x8"),      binary_tile<Binary, 1, 8>("plain 1x8"),
+    binary_tile<Binary, 12, 1>("plain 12x1"), float_tile<FloatDot, 6, 4>("6x4"),
+    float_tile<FloatDot, 12, 2>("12x2"),    float_tile<FloatDot, 14, 1>("14x1"),
+    float_tile<FloatDot, 1, 8>("1x8"),      byte_tile<6, 4>("6x4"),
     byte_tile<12, 2>("12x2"),                     byte_tile<14, 1>("14x1"),
 };
 

@@ -15,12 +15,9 @@
 
 #include <cstdint>
 
-#include "cpu/isa.h"
-#include "kernels/chain/chain.h"  // kMaxTilePixels
+#include "kernels/chain/chain.h"
 
 namespace bnn {
-
-constexpr int kLanes = 16;  // output channels of a block, on every instruction set
 
 enum class Dot : uint8_t { binary, float32, bytes };
 
@@ -41,7 +38,6 @@ using ThresholdFn = void (*)(const Window&, const uint32_t* weights, const int32
 
 struct ConvTile {
     Dot dot;
-    Isa isa;
     const char* name;
     int pixels, blocks;
     AccumulateFn accumulate;

@@ -1,11 +1,3 @@
-#include "cpu/isa.h"
-
-namespace bnn {
-namespace {
-constexpr Isa kIsa = Isa::neon_dot;
-}
-}  // namespace bnn
-
 #include "kernels/conv/neon_tiles.h"
 
 namespace bnn {

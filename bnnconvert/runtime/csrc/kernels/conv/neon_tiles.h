@@ -108,14 +108,14 @@ struct Bytes {
 
 template <int P, int Q>
 constexpr ConvTile byte_tile(const char* name) {
-    return {Dot::bytes, kIsa, name, P, Q, accumulate<Bytes, P, Q>, nullptr};
+    return {Dot::bytes, name, P, Q, accumulate<Bytes, P, Q>, nullptr};
 }
 
 }  // namespace
 }  // namespace bnn
 
 #define BNN_NEON_TILES                                                                                            \
-    binary_tile<Binary, 4, 1>(kIsa, "4x1"), binary_tile<Binary, 2, 2>(kIsa, "2x2"),                                \
-        binary_tile<Binary, 1, 2>(kIsa, "1x2"), float_tile<FloatDot, 6, 1>(kIsa, "6x1"),                          \
-        float_tile<FloatDot, 3, 2>(kIsa, "3x2"), float_tile<FloatDot, 1, 4>(kIsa, "1x4"),                         \
+    binary_tile<Binary, 4, 1>("4x1"), binary_tile<Binary, 2, 2>("2x2"),                                \
+        binary_tile<Binary, 1, 2>("1x2"), float_tile<FloatDot, 6, 1>("6x1"),                          \
+        float_tile<FloatDot, 3, 2>("3x2"), float_tile<FloatDot, 1, 4>("1x4"),                         \
         byte_tile<4, 1>("4x1"), byte_tile<2, 2>("2x2")

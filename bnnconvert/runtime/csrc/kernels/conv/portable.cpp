@@ -5,8 +5,6 @@
 namespace bnn {
 namespace {
 
-constexpr Isa kIsa = Isa::portable;
-
 struct Integers {
     struct Sum {
         int32_t lane[kLanes];
@@ -21,9 +19,18 @@ struct Integers {
     }
 };
 
+// In steps that a compiler turns into vectors; its own function is a call where the base instruction set has none.
+BNN_INLINE uint32_t count_bits(uint32_t x) {
+    x -= x >> 1 & 0x55555555;
+    x = (x & 0x33333333) + (x >> 2 & 0x33333333);
+    x = (x + (x >> 4)) & 0x0f0f0f0f;
+    x += x >> 8;
+    return (x + (x >> 16)) & 0x3f;
+}
+
 struct Binary : Integers {
     static BNN_INLINE void add(Sum& sum, const uint32_t* x, const Weights& w) {
-        for (int i = 0; i < kLanes; i++) sum.lane[i] += __builtin_popcount(*x ^ w[i]);
+        for (int i = 0; i < kLanes; i++) sum.lane[i] += static_cast<int32_t>(count_bits(*x ^ w[i]));
     }
     static BNN_INLINE uint16_t at_most(const Sum& sum, const int32_t* limits) {
         unsigned bits = 0;
@@ -43,9 +50,9 @@ struct Bytes : Integers {
 }  // namespace
 
 const ConvTile kConvPortable[] = {
-    binary_tile<Binary, 2, 1>(kIsa, "2x1"),
-    float_tile<FloatDot, 2, 1>(kIsa, "2x1"),
-    {Dot::bytes, kIsa, "2x1", 2, 1, accumulate<Bytes, 2, 1>, nullptr},
+    binary_tile<Binary, 2, 1>("2x1"),
+    float_tile<FloatDot, 2, 1>("2x1"),
+    {Dot::bytes, "2x1", 2, 1, accumulate<Bytes, 2, 1>, nullptr},
 };
 
 const SpinFn kSpinPortable = spin<Binary, 2>;

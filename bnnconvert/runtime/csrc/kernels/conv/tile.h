@@ -16,8 +16,8 @@
 #include <utility>
 
 #include "kernels/conv/conv.h"
+#include "kernels/inline.h"
 
-#define BNN_INLINE inline __attribute__((always_inline))
 #define BNN_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace bnn {
@@ -104,13 +104,13 @@ void threshold(const Window& window, const uint32_t* w, const int32_t* const* li
 }
 
 template <class D, int P, int Q>
-constexpr ConvTile binary_tile(Isa isa, const char* name) {
-    return {Dot::binary, isa, name, P, Q, accumulate<D, P, Q>, threshold<D, P, Q>};
+constexpr ConvTile binary_tile(const char* name) {
+    return {Dot::binary, name, P, Q, accumulate<D, P, Q>, threshold<D, P, Q>};
 }
 
 template <class D, int P, int Q>
-constexpr ConvTile float_tile(Isa isa, const char* name) {
-    return {Dot::float32, isa, name, P, Q, accumulate<D, P, Q>, nullptr};
+constexpr ConvTile float_tile(const char* name) {
+    return {Dot::float32, name, P, Q, accumulate<D, P, Q>, nullptr};
 }
 
 // One float times 16 weights, as vectors of the compiler: it splits them into what the machine has.

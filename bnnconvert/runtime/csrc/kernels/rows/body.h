@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <utility>
 
 #include "kernels/rows/rows.h"
 #include "kernels/vector.h"
@@ -25,30 +26,25 @@ void softmax(float* x, int count, bool logarithm) {
     for (int i = 0; i < count; i++) x[i] = logarithm ? x[i] - shift : x[i] * scale;
 }
 
-// Lanes of the vector number `part` of sixteen pixels of three channels: where the first two planes and the third one go.
-struct Threes {
-    Ints first_two, third;
-};
+// Where number `lane` of sixteen pixels of three channels comes from: of the first two planes, then with the third one.
+constexpr int of_two(int lane) { return lane % 3 == 1 ? 16 + lane / 3 : lane / 3; }
+constexpr int of_three(int lane) { return lane % 3 == 2 ? 16 + lane / 3 : lane % 16; }
 
-constexpr Threes threes(int part) {
-    Threes masks{};
-    for (int lane = 0; lane < 16; lane++) {
-        const int pixel = (16 * part + lane) / 3, channel = (16 * part + lane) % 3;
-        masks.first_two[lane] = channel == 1 ? 16 + pixel : pixel;
-        masks.third[lane] = channel == 2 ? 16 + pixel : lane;
-    }
-    return masks;
+template <int kPart, int... kLane>
+BNN_INLINE Floats three(const Floats& a, const Floats& b, const Floats& c, std::integer_sequence<int, kLane...>) {
+    const Floats two = __builtin_shufflevector(a, b, of_two(16 * kPart + kLane)...);
+    return __builtin_shufflevector(two, c, of_three(16 * kPart + kLane)...);
 }
 
 void interleave(const float* from, int64_t plane, int channels, int pixels, float* to) {
     int done = 0;
     if (channels == 3) {
-        static const Threes masks[3] = {threes(0), threes(1), threes(2)};
+        constexpr std::make_integer_sequence<int, 16> lanes;
         for (; done + 16 <= pixels; done += 16) {
             const Floats a = load(from + done), b = load(from + plane + done), c = load(from + 2 * plane + done);
-            for (int part = 0; part < 3; part++)
-                store(to + 3 * done + 16 * part,
-                      __builtin_shuffle(__builtin_shuffle(a, b, masks[part].first_two), c, masks[part].third));
+            store(to + 3 * done, three<0>(a, b, c, lanes));
+            store(to + 3 * done + 16, three<1>(a, b, c, lanes));
+            store(to + 3 * done + 32, three<2>(a, b, c, lanes));
         }
     }
     for (int c = 0; c < channels; c++)
