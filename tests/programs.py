@@ -201,6 +201,51 @@ def int8_networks(draw: st.DrawFn) -> Case:
     return Case(Program(inputs=inputs, nodes=nodes, output=Output(kind="value", value="y")), tensors, x)
 
 
+@st.composite
+def signed_networks(draw: st.DrawFn) -> Case:
+    """A convolution or linear layer of floats with ±1 weights, affine."""
+    groups = draw(st.sampled_from([1, 1, 2]))
+    channels = groups * draw(st.sampled_from([c for c in CHANNELS if groups == 1 or c < 40]))
+    outputs = groups * draw(st.sampled_from(OUTPUTS))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    window, is_linear = draw(windows()), groups == 1 and draw(st.booleans())
+    size: tuple[int, ...] = ()
+    if not is_linear:
+        size = draw(st.tuples(st.integers(1, 9), st.integers(1, 20)).filter(lambda s: min(window.out(s)) >= 1))
+    k = channels // groups * (1 if is_linear else math.prod(window.kernel))
+    tensors: dict[str, Array] = {
+        "weight": pack_rows(rng.random((1, outputs, k)) < 0.5),
+        "scale": rng.random((1, outputs), np.float32) + 0.5,
+    }
+    places: dict[str, Argument] = {"in_features": channels}
+    if not is_linear:
+        places = {
+            "in_channels": channels,
+            "kernel": window.kernel,
+            "stride": window.stride,
+            "padding": window.padding,
+            "dilation": window.dilation,
+            "groups": groups,
+            "pad_bit": draw(st.sampled_from(["zero", "one"])),
+        }
+    out = () if is_linear else window.out(size)
+    nodes = (
+        Node(
+            op="bnnconvert.signed_linear" if is_linear else "bnnconvert.signed_conv2d",
+            arguments={"x": Value(value="x"), "weight": Constant(tensor="weight"), **places},
+            outputs=(_spec("acc", "float32", outputs, *out),),
+        ),
+        Node(
+            op="bnnconvert.affine",
+            arguments={"acc": Value(value="acc"), "scale": Constant(tensor="scale"), "bias": None, "axis": 1},
+            outputs=(_spec("y", "float32", outputs, *out),),
+        ),
+    )
+    x = rng.standard_normal((draw(st.integers(1, 3)), channels, *size), np.float32)
+    inputs = (_spec("x", "float32", channels, *size),)
+    return Case(Program(inputs=inputs, nodes=nodes, output=Output(kind="value", value="y")), tensors, x)
+
+
 def _encode(
     x: str, name: str, tensors: dict[str, Array], thresholds: str, start: str, channels: int, size: Sequence[int]
 ) -> Node:

@@ -17,24 +17,45 @@ from bnnconvert.runtime import native
 from bnnconvert.runtime.compile.operators import HANDLERS
 from bnnconvert.runtime.segments import parts_of
 from bnnconvert.values.program import Argument, Batch
-from tests.programs import HOST, Case, binary_networks, instruction_sets, int8_networks, node_program, program_of
+from tests.programs import (
+    HOST,
+    Case,
+    binary_networks,
+    instruction_sets,
+    int8_networks,
+    node_program,
+    program_of,
+    signed_networks,
+)
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="installed without the native engine")
 ISAS = instruction_sets()
+TILES = st.one_of(st.just(""), st.integers(0, 18).map(":{}".format))
+"""What stands behind an instruction set: the fastest tile, or one by number."""
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(case=binary_networks(), threads=st.integers(1, 3))
-def test_binary_networks_are_exact(isa: str, case: Case, threads: int) -> None:
-    assert np.array_equal(case.run(isa, threads), case.run(None))
+@given(case=binary_networks(), threads=st.integers(1, 3), tile=TILES)
+def test_binary_networks_are_exact(isa: str, case: Case, threads: int, tile: str) -> None:
+    assert np.array_equal(case.run(isa + tile, threads), case.run(None))
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(case=int8_networks(), threads=st.integers(1, 3))
-def test_8_bit_layers_are_exact(isa: str, case: Case, threads: int) -> None:
-    assert np.array_equal(case.run(isa, threads), case.run(None))
+@given(case=int8_networks(), threads=st.integers(1, 3), tile=TILES)
+def test_8_bit_layers_are_exact(isa: str, case: Case, threads: int, tile: str) -> None:
+    assert np.array_equal(case.run(isa + tile, threads), case.run(None))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(case=signed_networks(), threads=st.integers(1, 3), tile=TILES)
+def test_layers_of_floats_and_signs_agree(isa: str, case: Case, threads: int, tile: str) -> None:
+    expected = case.run(None)
+    np.testing.assert_allclose(
+        case.run(isa + tile, threads), expected, rtol=1e-5, atol=1e-6 * max(1, np.abs(expected).max())
+    )
 
 
 def _image(*shape: int) -> Tensor:

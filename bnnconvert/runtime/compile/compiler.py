@@ -223,7 +223,7 @@ Handler = Callable[[Compiler, Node], Made]
 
 def _take_affine(step: Step) -> None:
     """Let the sum of accumulators do the affine operation that follows it."""
-    if step.dot != Dot.FLOAT and step.scale is None and step.chain and step.chain[0].code == Code.AFFINE:
+    if step.dot in (Dot.BINARY, Dot.BYTES) and step.scale is None and step.chain and step.chain[0].code == Code.AFFINE:
         op = step.chain.pop(0)
         step.scale, step.bias = op.a, op.b
 

@@ -233,14 +233,14 @@ def linear(c: Compiler, node: Node) -> Made:
     weight, bias = c.tensor(a["weight"]), c.tensor(a.get("bias"))
     assert weight is not None
     rows = np.ascontiguousarray(weight, np.float32)
-    return _with_bias(c, _linear(c, c.value(a["input"]), rows, len(weight), weight.shape[1], signed=False), bias)
+    return _with_bias(c, _linear(c, c.value(a["input"]), rows, len(weight), weight.shape[1], Dot.FLOAT), bias)
 
 
-def _linear(c: Compiler, x: Made, weight: Array, outputs: int, inputs: int, *, signed: bool) -> Made:
+def _linear(c: Compiler, x: Made, weight: Array, outputs: int, inputs: int, dot: Dot) -> Made:
     if x.shape != (inputs,):
         raise NotNative("a linear layer has rows of rows as input")
     image, made = c.stored(x), Made((outputs,))
-    c.start(Step(StepKind.CONV, c.layer, input=image, geometry=_point(image), weights=weight, signed=signed), made)
+    c.start(Step(StepKind.CONV, c.layer, input=image, geometry=_point(image), weights=weight, dot=dot), made)
     return made
 
 
@@ -254,7 +254,7 @@ def signed_conv2d(c: Compiler, node: Node) -> Made:
     lay, image = geometry(node, pair(a["kernel"]), x.size), c.stored(x)
     _pad(image, lay, ones=a["pad_bit"] == "one")
     groups, made = int(number(a["groups"])), Made((weight.shape[1], *lay.out))
-    step = Step(StepKind.CONV, c.layer, input=image, geometry=lay, groups=groups, weights=weight, signed=True)
+    step = Step(StepKind.CONV, c.layer, input=image, geometry=lay, dot=Dot.SIGNS, groups=groups, weights=weight)
     c.start(step, made)
     return made
 
@@ -266,7 +266,7 @@ def signed_linear(c: Compiler, node: Node) -> Made:
     if len(weight) > 1:
         raise NotNative("several weight planes with float input")
     inputs = int(number(node.arguments["in_features"]))
-    return _linear(c, c.value(node.arguments["x"]), weight, weight.shape[1], inputs, signed=True)
+    return _linear(c, c.value(node.arguments["x"]), weight, weight.shape[1], inputs, Dot.SIGNS)
 
 
 def _pad(image: Image, lay: Geometry, *, ones: bool) -> None:

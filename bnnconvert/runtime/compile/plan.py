@@ -74,6 +74,8 @@ class Dot(IntEnum):
     BINARY = 0
     FLOAT = 1
     BYTES = 2
+    SIGNS = 3
+    """Float inputs, weights of one bit."""
 
 
 class Reduce(IntEnum):
@@ -152,7 +154,6 @@ class Step:
     groups: int = 1
     weight_planes: int = 1
     pads_zero: bool = True
-    signed: bool = False
     reduce: Reduce = Reduce.MAX
     divisor: int = 0
     logarithm: bool = False
@@ -279,7 +280,7 @@ class _Writer:
         self.geometry(step)
         assert step.weights is not None
         outputs = step.weights.shape[1 if step.weights.ndim == 3 else 0]  # rows of bits stand in planes
-        self.integers(outputs, step.groups, step.weight_planes, step.pads_zero, step.signed)
+        self.integers(outputs, step.groups, step.weight_planes, step.pads_zero)
         for tensor in (step.weights, step.scale, step.bias, step.thresholds, step.start):
             self.blob(tensor)
         if step.thresholds is not None:

@@ -65,10 +65,12 @@ bnn::Isa best_isa(const bnn::Kernels* highest) {
     return best;
 }
 
-bnn::Isa chosen_isa(const char* name) {
-    if (name) {
-        const bnn::Kernels* found = find_isa(name);
-        if (!found || !bnn::has(found->isa)) throw std::invalid_argument("this machine has no " + std::string(name));
+bnn::Isa chosen_isa(const char* given, int* tile) {
+    if (given) {
+        const std::string text = given, name = text.substr(0, text.find(':'));
+        if (name != text) *tile = std::max(0, std::atoi(text.c_str() + name.size() + 1));
+        const bnn::Kernels* found = find_isa(name.c_str());
+        if (!found || !bnn::has(found->isa)) throw std::invalid_argument("this machine has no " + name);
         return found->isa;
     }
     const char* variable = std::getenv(kVariable);
@@ -80,9 +82,10 @@ bnn::Isa chosen_isa(const char* name) {
 
 bnn_status open(std::vector<uint8_t> bytes, int threads, const char* isa, bnn_engine** engine) {
     if (threads < 1 || threads > kMaxThreads) return fail(BNN_BAD_CALL, "threads must be from 1 to 1024");
-    const bnn::Isa chosen = chosen_isa(isa);
+    int tile = bnn::Tuning::kFastest;
+    const bnn::Isa chosen = chosen_isa(isa, &tile);
     const bnn::Plan plan = bnn::read_plan(bytes.data(), bytes.size());
-    *engine = new bnn_engine{{std::move(bytes), plan, threads, chosen}, {}};
+    *engine = new bnn_engine{{std::move(bytes), plan, threads, chosen, tile}, {}};
     return BNN_OK;
 }
 

@@ -11,6 +11,19 @@ namespace bnn {
 namespace {
 
 constexpr int kShortRun = 6;  // elements; below, the loop around a run costs more than copying it
+constexpr uint32_t kOne = 0x3f800000, kMinusOne = 0xbf800000;  // as floats
+
+int words_for(int bits) { return (bits + 31) / 32; }
+
+// Bits [first, first + count) of a row of words, moved to the front; the rest of the last word is 0.
+void extract_bits(const uint32_t* from, int first, int count, uint32_t* to) {
+    for (int done = 0; done < count; done += 32, first += 32) {
+        const int shift = first % 32, left = count - done;
+        uint32_t word = from[first / 32] >> shift;
+        if (shift && left > 32 - shift) word |= from[first / 32 + 1] << (32 - shift);
+        *to++ = left >= 32 ? word : word & ((1u << left) - 1);
+    }
+}
 
 // The set of taps that fall inside the image, as the first and the number behind the last, for each output position.
 std::pair<int, int> inside(int position, int stride, int padding, int dilation, int kernel, int size) {
@@ -57,7 +70,8 @@ Conv::Conv(const ConvShape& shape, ConvWeights weights, Image input, Chain chain
     for (const ConvTile& tile : kernels.conv) {
         // Bits beyond the last block would be those of the next pixel.
         const bool fits = !has_thresholds_ || blocks % tile.blocks == 0;
-        if (tile.dot == shape.dot && fits) fitting_.push_back(&tile);
+        const bool takes = tile.dot == shape.dot || (shape.dot == Dot::signs && tile.dot == Dot::float32);
+        if (takes && fits) fitting_.push_back(&tile);
     }
     use(*fitting_.front());
 }
@@ -165,19 +179,40 @@ void Conv::make_limits() {
 
 void Conv::use(const ConvTile& tile) {
     tile_ = &tile;
-    const int blocks = blocks_for(shape_.group_outputs()), q = tile.blocks, elements = shape_.elements();
+    const int blocks = blocks_for(shape_.group_outputs()), q = tile.blocks;
+    const int row = shape_.dot == Dot::signs ? words_for(shape_.elements()) : shape_.elements();
+    packed_elements_ = shape_.elements();
+    if (tile.dot == Dot::signs)
+        packed_elements_ = shape_.elements() / read_length() * words_for(read_length());
     block_groups_ = (blocks + q - 1) / q;
     const size_t filters = static_cast<size_t>(shape_.weight_planes) * shape_.groups;
-    packed_ = Array<uint32_t>(filters * block_groups_ * q * elements * kLanes);
+    packed_ = Array<uint32_t>(filters * block_groups_ * q * packed_elements_ * kLanes);
     if (makes_rows_) scratch_ = Array<uint32_t>(static_cast<size_t>(2 * threads_) * 2 * tile.pixels * padded_outputs_);
     for (size_t f = 0; f < filters; f++)
         for (int o = 0; o < shape_.group_outputs(); o++) {
-            const uint32_t* from = &weights_.elements[(f * shape_.group_outputs() + o) * elements];
             const int block = o / kLanes;
-            uint32_t* to = &packed_[(f * block_groups_ + block / q) * q * elements * kLanes + block % q * kLanes +
-                                    o % kLanes];
-            for (int k = 0; k < elements; k++) to[static_cast<size_t>(k) * q * kLanes] = from[k];
+            pack_row(&weights_.elements[(f * shape_.group_outputs() + o) * row],
+                     &packed_[(f * block_groups_ + block / q) * q * packed_elements_ * kLanes + block % q * kLanes +
+                              o % kLanes],
+                     q * kLanes);
         }
+}
+
+// One filter to every `step`-th place.
+void Conv::pack_row(const uint32_t* row, uint32_t* to, int step) const {
+    if (shape_.dot != Dot::signs) {
+        for (int k = 0; k < packed_elements_; k++) to[static_cast<size_t>(k) * step] = row[k];
+    } else if (tile_->dot == Dot::float32) {
+        for (int k = 0; k < packed_elements_; k++)
+            to[static_cast<size_t>(k) * step] = row[k / 32] >> (k % 32) & 1 ? kOne : kMinusOne;
+    } else {
+        const int length = read_length();
+        std::vector<uint32_t> words(static_cast<size_t>(words_for(length)));
+        for (int begin = 0; begin < shape_.elements(); begin += length) {
+            extract_bits(row, begin, length, words.data());
+            for (uint32_t word : words) *to = word, to += step;
+        }
+    }
 }
 
 void Conv::run(int samples, Pool& pool) {
@@ -214,16 +249,6 @@ struct TilePixels {
     const uint32_t* windows[kMaxTilePixels];
     int count;
 };
-
-// Bits [first, first + count) of a row of words, moved to the front; the rest of the last word is 0.
-void extract_bits(const uint32_t* from, int first, int count, uint32_t* to) {
-    for (int done = 0; done < count; done += 32, first += 32) {
-        const int shift = first % 32, left = count - done;
-        uint32_t word = from[first / 32] >> shift;
-        if (shift && left > 32 - shift) word |= from[first / 32 + 1] << (32 - shift);
-        *to++ = left >= 32 ? word : word & ((1u << left) - 1);
-    }
-}
 
 }  // namespace
 
@@ -272,7 +297,7 @@ void Conv::for_tiles(const Source& source, int64_t begin, int64_t end, F&& use) 
 
 const uint32_t* Conv::weights_of(int plane, int group, int block_group) const {
     const size_t row = static_cast<size_t>(plane) * shape_.groups + group;
-    return &packed_[(row * block_groups_ + block_group) * tile_->blocks * shape_.elements() * kLanes];
+    return &packed_[(row * block_groups_ + block_group) * tile_->blocks * packed_elements_ * kLanes];
 }
 
 int Conv::class_of(const Place& place) const {
@@ -321,7 +346,7 @@ void Conv::accumulate(int64_t begin, int64_t end, int group, int block_group) co
     alignas(64) int32_t counts[kMaxTilePixels * kMaxTileBlocks * kLanes];
     for_tiles({group, 0}, begin, end, [&](TilePixels& pixels, Window& window) {
         const Tile tile{data, pixels.places, pixels.count, Q, first, blocks};
-        if (shape_.dot == Dot::float32) {
+        if (shape_.reads_floats()) {
             tile_->accumulate(window, weights_of(0, group, block_group), data);
             return chain_.run(tile);
         }
@@ -349,7 +374,7 @@ void Conv::accumulate_rows(int64_t begin, int64_t end, uint32_t* scratch) const 
         const int count = static_cast<int>(std::min<int64_t>(P, end - i));
         Walk walk(i, shape_.height, shape_.width);
         for (int p = 0; p < count; p++, walk.next()) places[p] = walk.place();
-        const bool is_float = shape_.dot == Dot::float32;
+        const bool is_float = shape_.reads_floats();
         const Tile tile{data, places, count, row, 0, row};
         for (int plane = 0; plane < shape_.input_planes; plane++)
             for (int m = 0; m < shape_.weight_planes; m++) {

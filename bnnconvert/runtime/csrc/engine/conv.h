@@ -13,7 +13,7 @@
 
 namespace bnn {
 
-// Weights in no machine's layout: [plane][output][tap][element].
+// Weights in no machine's layout: [plane][output][tap][element], or for signs rows of bits in words, taps together.
 struct ConvWeights {
     Array<uint32_t> elements;
 };
@@ -49,6 +49,8 @@ class Conv {
     void make_base();
     void make_limits();
     int classes() const { return row_classes_ * column_classes_; }
+    int read_length() const { return gathers_ ? shape_.elements() : run_length_; }  // of a run as tiles see it
+    void pack_row(const uint32_t* row, uint32_t* to, int step) const;
     const uint32_t* weights_of(int plane, int group, int block_group) const;
     int class_of(const Place& place) const;
     template <class F>
@@ -74,6 +76,7 @@ class Conv {
     const ConvTile* tile_ = nullptr;
     Array<uint32_t> packed_;        // [weight plane][group][block group][k][Q][16]
     int block_groups_ = 0;          // of one group
+    int packed_elements_ = 0;       // of a filter
     std::vector<int32_t> runs_;
     int run_length_ = 0;
     int plane_words_ = 0;           // from one input plane to the next

@@ -21,6 +21,7 @@ struct ConvShape {
     int group_channels() const { return channels / groups; }
     int group_outputs() const { return outputs / groups; }
     int planes() const { return input_planes * weight_planes; }
+    bool reads_floats() const { return dot == Dot::float32 || dot == Dot::signs; }
     int taps() const { return kernel_h * kernel_w; }
     // Elements of 32 bits that one tap reads.
     int tap_elements() const {

@@ -13,41 +13,27 @@ namespace {
 
 bool bit_at(const uint8_t* row, int64_t i) { return row[i / 8] >> (i % 8) & 1; }
 
-uint32_t word_of(float x) {
-    uint32_t word;
-    std::memcpy(&word, &x, sizeof word);
-    return word;
-}
-
-// Rows in the order (kh, kw, c) to [plane][output][tap][element].
+// Rows in the order (kh, kw, c) to [plane][output][tap][element]; those of signs stay rows.
 ConvWeights elements_of(const StepSpec& step) {
     const ConvShape& s = step.conv;
     const int64_t rows = int64_t{s.weight_planes} * s.outputs, taps = s.taps(), channels = s.group_channels();
-    const int64_t row_bytes = step.weights.bytes / rows;
-    const bool is_signed = s.dot == Dot::float32 && row_bytes == (taps * channels + 7) / 8;
-    const int per_element = s.dot == Dot::binary ? 32 : s.dot == Dot::bytes ? 4 : 1;
-    ConvWeights weights{Array<uint32_t>(static_cast<size_t>(rows * s.elements()))};
+    const int64_t row_bytes = step.weights.bytes / rows, row_words = (row_bytes + 3) / 4;
+    const bool is_whole = s.dot == Dot::signs || s.dot == Dot::float32;
+    ConvWeights weights{Array<uint32_t>(static_cast<size_t>(rows * (is_whole ? row_words : s.elements())))};
     uint32_t* to = weights.elements.data();
     for (int64_t r = 0; r < rows; r++) {
         const uint8_t* row = step.weights.data + r * row_bytes;
-        if (s.dot == Dot::binary && channels % 8 == 0) {
-            for (int64_t t = 0; t < taps; t++, to += s.tap_elements())
-                std::memcpy(to, row + t * channels / 8, static_cast<size_t>(channels / 8));
+        if (is_whole) {
+            std::memcpy(to, row, static_cast<size_t>(row_bytes));
+            to += row_words;
             continue;
         }
-        for (int64_t t = 0; t < taps; t++, to += s.tap_elements())
-            for (int64_t c = 0; c < channels; c++) {
-                const int64_t i = t * channels + c;
-                uint32_t& element = to[c / per_element];
-                if (s.dot == Dot::binary)
-                    element |= uint32_t{bit_at(row, i)} << c % 32;
-                else if (s.dot == Dot::bytes)
-                    element |= uint32_t{row[i]} << 8 * (c % 4);
-                else if (is_signed)
-                    element = word_of(bit_at(row, i) ? 1.0f : -1.0f);
-                else
-                    std::memcpy(&element, row + 4 * i, sizeof element);
-            }
+        const int64_t per_tap = s.dot == Dot::bytes ? channels : channels % 8 == 0 ? channels / 8 : 0;
+        for (int64_t t = 0; t < taps; t++, to += s.tap_elements()) {
+            if (per_tap) std::memcpy(to, row + t * per_tap, static_cast<size_t>(per_tap));
+            for (int64_t c = 0; !per_tap && c < channels; c++)
+                to[c / 32] |= uint32_t{bit_at(row, t * channels + c)} << c % 32;
+        }
     }
     return weights;
 }
@@ -62,7 +48,7 @@ class ConvStep : public Step {
     }
 
     const char* kernel() const override {
-        return dot_ == Dot::binary ? "binary" : dot_ == Dot::bytes ? "int8" : "float";
+        return dot_ == Dot::binary ? "binary" : dot_ == Dot::bytes ? "int8" : dot_ == Dot::signs ? "signs" : "float";
     }
     const char* tile() const override { return conv_.tile().name; }
 
@@ -71,13 +57,17 @@ class ConvStep : public Step {
         conv_.run(samples, pool);
     }
 
-    void tune(Pool& pool, Tuned& known) override {
-        const auto found = known.find(key_);
-        if (found == known.end())
-            known[key_] = {fastest(pool), seconds};
+    void tune(Pool& pool, Tuning& tuning) override {
+        if (tuning.number != Tuning::kFastest) {
+            conv_.use(*conv_.tiles()[static_cast<size_t>(tuning.number) % conv_.tiles().size()]);
+            return Step::tune(pool, tuning);
+        }
+        const auto found = tuning.known.find(key_);
+        if (found == tuning.known.end())
+            tuning.known[key_] = {fastest(pool), seconds};
         else
             seconds = found->second.second;
-        conv_.use(*known[key_].first);
+        conv_.use(*tuning.known[key_].first);
     }
 
   private:
@@ -116,7 +106,7 @@ class ConvStep : public Step {
     }
 
     static Chain chain_of(const StepSpec& step, const Build& build) {
-        if (step.conv.dot == Dot::float32 || step.conv.planes() > 1) return {step, build};
+        if (step.conv.reads_floats() || step.conv.planes() > 1) return {step, build};
         return Chain::on_counts(step, build, step.conv.dot == Dot::binary);
     }
 

@@ -65,7 +65,7 @@ void fill_halo(const ImageSpec& spec, Array<uint32_t>& buffer) {
 
 }  // namespace
 
-void Step::tune(Pool& pool, Tuned&) {
+void Step::tune(Pool& pool, Tuning&) {
     for (int i = 0; i < 2; i++) {
         const double start = now();
         run(1, pool);
@@ -74,10 +74,10 @@ void Step::tune(Pool& pool, Tuned&) {
     }
 }
 
-Engine::Engine(std::vector<uint8_t> bytes, const Plan& plan, int threads, Isa isa)
+Engine::Engine(std::vector<uint8_t> bytes, const Plan& plan, int threads, Isa isa, int tile)
     : pool_(threads), kernels_(kernels_of(isa)), bytes_(std::move(bytes)) {
     plan_memory(plan);
-    build(plan);
+    build(plan, tile);
 }
 
 // Images share a buffer where they have the same layout and are never in use at the same time; the one that was used
@@ -130,9 +130,9 @@ void Engine::plan_memory(const Plan& plan) {
     }
 }
 
-void Engine::build(const Plan& plan) {
+void Engine::build(const Plan& plan, int tile) {
     const Build build{plan, images_, kernels_, edges_, pool_.threads()};
-    Tuned tuned;
+    Tuning tuning{tile, {}};
     for (const StepSpec& spec : plan.steps) {
         std::unique_ptr<Step> step;
         switch (spec.kind) {
@@ -155,7 +155,7 @@ void Engine::build(const Plan& plan) {
         const bool is_edge = spec.kind == StepKind::input || spec.kind == StepKind::output;
         if (!is_edge) {
             step->is_parallel = false;
-            step->tune(pool_, tuned);
+            step->tune(pool_, tuning);
         }
         steps_.push_back(std::move(step));
     }

@@ -15,8 +15,13 @@
 
 namespace bnn {
 
-// Tiles that were found to be the fastest, by all that a layer's speed depends on.
-using Tuned = std::map<std::vector<int>, std::pair<const ConvTile*, double>>;
+// Which tile a layer takes: the fastest, or the one of a given number, for tests.
+struct Tuning {
+    static constexpr int kFastest = -1;
+    int number = kFastest;
+    // Tiles that were found to be the fastest, by all that a layer's speed depends on, with their seconds.
+    std::map<std::vector<int>, std::pair<const ConvTile*, double>> known;
+};
 
 class Step {
   public:
@@ -25,7 +30,7 @@ class Step {
     virtual const char* kernel() const = 0;
     virtual const char* tile() const { return ""; }
     // Try the ways there are to do it and keep the fastest.
-    virtual void tune(Pool& pool, Tuned& known);
+    virtual void tune(Pool& pool, Tuning& tuning);
 
     std::string layer;
     double seconds = 0;  // of one sample and one thread, when it was tuned
@@ -43,7 +48,7 @@ struct Edges {
 class Engine {
   public:
     // The plan refers to the bytes. Raises: PlanError, std::bad_alloc, std::system_error.
-    Engine(std::vector<uint8_t> bytes, const Plan& plan, int threads, Isa isa);
+    Engine(std::vector<uint8_t> bytes, const Plan& plan, int threads, Isa isa, int tile);
 
     void run(int64_t samples, const float* const* inputs, float* const* outputs);
 
@@ -56,7 +61,7 @@ class Engine {
 
   private:
     void plan_memory(const Plan& plan);
-    void build(const Plan& plan);
+    void build(const Plan& plan, int tile);
 
     Pool pool_;
     const Kernels& kernels_;

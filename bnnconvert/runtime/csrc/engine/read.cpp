@@ -167,7 +167,7 @@ class StepReader {
 
     void read_conv() {
         ConvShape& conv = step_.conv;
-        conv.dot = static_cast<Dot>(words_.number(0, 2, "the kind of a product"));
+        conv.dot = static_cast<Dot>(words_.number(0, 3, "the kind of a product"));
         step_.input = image(conv.dot == Dot::binary ? Kind::bits : conv.dot == Dot::bytes ? Kind::bytes : Kind::floats);
         const ImageSpec& input = spec(step_.input);
         read_geometry(conv, input);
@@ -180,8 +180,6 @@ class StepReader {
         require(conv.channels % conv.groups == 0 && conv.outputs % conv.groups == 0,
                 "its channels do not divide by its groups");
         require(conv.dot == Dot::binary || conv.weight_planes == 1, "only binary layers have planes");
-        const bool is_signed = words_.number(0, 1, "the weights' kind");  // float input, one bit a weight
-        require(!is_signed || conv.dot == Dot::float32, "signed weights are for float input");
         const int64_t weights = int64_t{conv.taps()} * conv.group_channels();
         require(weights < 1 << 24, "it has more than 2^24 weights per output");
         if (conv.dot == Dot::bytes) {
@@ -190,18 +188,18 @@ class StepReader {
         }
         require(!conv.extracts() || conv.elements() <= kGatherElements, "its groups of signs are too large to move");
         const int64_t rows = int64_t{conv.outputs} * conv.weight_planes;
-        const int64_t row = conv.dot == Dot::binary || is_signed ? (weights + 7) / 8 : conv.dot == Dot::bytes ? weights : 4 * weights;
+        const int64_t row = conv.dot == Dot::float32 ? 4 * weights : conv.dot == Dot::bytes ? weights : (weights + 7) / 8;
         require(double(rows) * double(conv.elements()) < double(kMaxElements) * 16, "its weights are too many");
         step_.weights = words_.blob(rows * row, "a weight");
         step_.channels = conv.outputs;
         const int64_t planes = int64_t{conv.input_planes} * conv.weight_planes;
         step_.scale = words_.blob(-1, "a scale");
         require(step_.scale.bytes == 0 ||
-                    (conv.dot != Dot::float32 && step_.scale.bytes == planes * padded(conv.outputs) * 4),
+                    (!conv.reads_floats() && step_.scale.bytes == planes * padded(conv.outputs) * 4),
                 "its scales are not as many as its outputs");
         require(step_.scale.bytes || planes == 1, "several planes need scales");
         step_.bias = words_.blob(-1, "a bias");
-        require(step_.bias.bytes == 0 || (conv.dot != Dot::float32 && step_.bias.bytes == padded(conv.outputs) * 4),
+        require(step_.bias.bytes == 0 || (!conv.reads_floats() && step_.bias.bytes == padded(conv.outputs) * 4),
                 "its biases are not as many as its outputs");
         step_.thresholds = words_.blob(-1, "a threshold");
         step_.start = words_.blob(-1, "a start");

@@ -203,6 +203,35 @@ struct CarrySave {
     }
 };
 
+// A sum or a difference as a bit says. Slower than multiplication by ±1, but of a 32nd of the memory.
+struct Signs {
+    struct Sum {
+        __m256 half[2];
+    };
+    static BNN_INLINE Sum zero() { return {{_mm256_setzero_ps(), _mm256_setzero_ps()}}; }
+    static BNN_INLINE void store(const Sum& sum, void* out) {
+        for (int i = 0; i < 2; i++) _mm256_storeu_ps(static_cast<float*>(out) + 8 * i, sum.half[i]);
+    }
+
+    template <int P, int Q>
+    static BNN_INLINE void add(Sum (&sum)[P][Q], const float* const* x, const uint32_t* w) {
+        const __m256i top = _mm256_set1_epi32(INT32_MIN);
+        for (int q = 0; q < Q; q++)
+            for (int i = 0; i < 2; i++) {
+                // Backwards, so that the bit of the input is the topmost one; a set bit leaves the sign.
+                __m256i word = _mm256_xor_si256(_mm256_load_si256(reinterpret_cast<const __m256i*>(w + kLanes * q + 8 * i)),
+                                                _mm256_set1_epi32(-1));
+                for (int k = 31; k >= 0; k--) {
+                    const __m256 sign = _mm256_castsi256_ps(_mm256_and_si256(word, top));
+                    for (int p = 0; p < P; p++)
+                        sum[p][q].half[i] =
+                            _mm256_add_ps(sum[p][q].half[i], _mm256_xor_ps(_mm256_broadcast_ss(x[p] + k), sign));
+                    word = _mm256_slli_epi32(word, 1);
+                }
+            }
+    }
+};
+
 // Widened to 16 bits before the products: the instruction for bytes saturates.
 struct Bytes {
     using Sum = Pair;
@@ -238,6 +267,7 @@ const ConvTile kConvAvx2[] = {
     float_tile<FloatDot, 6, 1>("6x1"),
     float_tile<FloatDot, 3, 2>("3x2"),  float_tile<FloatDot, 1, 4>("1x4"),
     byte_tile<4, 1>("4x1"),                   byte_tile<2, 2>("2x2"),
+    signs_tile<Signs, 1, 2>("sign 1x2"),
 };
 
 const SpinFn kSpinAvx2 = spin<Binary, 4>;

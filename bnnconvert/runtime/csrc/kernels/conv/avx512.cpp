@@ -127,6 +127,43 @@ struct Bytes {
     static BNN_INLINE void store(const Sum& sum, void* out) { _mm512_storeu_si512(out, sum); }
 };
 
+// Four inputs at a time: the sixteen sums that their signs may give are one register, from which four bits of a word
+// choose. One choice and one addition for 64 weights, where multiplication by ±1 takes four.
+struct Signs {
+    using Sum = __m512;
+    static BNN_INLINE Sum zero() { return _mm512_setzero_ps(); }
+    static BNN_INLINE void store(const Sum& sum, void* out) { _mm512_storeu_ps(out, sum); }
+
+    // ±1 as bit `number` of the lane's own number says.
+    static BNN_INLINE __m512 pattern(int number) {
+        const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        const __mmask16 is_set = _mm512_test_epi32_mask(lanes, _mm512_set1_epi32(1 << number));
+        return _mm512_mask_blend_ps(is_set, _mm512_set1_ps(-1), _mm512_set1_ps(1));
+    }
+
+    template <int P, int Q>
+    static BNN_INLINE void add(Sum (&sum)[P][Q], const float* const* x, const uint32_t* w) {
+        const __m512 s0 = pattern(0), s1 = pattern(1), s2 = pattern(2), s3 = pattern(3);
+        __m512i words[Q];
+        unrolled<Q>([&](auto q) BNN_INLINE_LAMBDA { words[q] = _mm512_load_si512(w + kLanes * q); });
+        for (int k = 0; k < 32; k += 4) {
+            __m512 sums[P];
+            unrolled<P>([&](auto p) BNN_INLINE_LAMBDA {
+                __m512 t = _mm512_mul_ps(s0, _mm512_set1_ps(x[p][k]));
+                t = _mm512_fmadd_ps(s1, _mm512_set1_ps(x[p][k + 1]), t);
+                t = _mm512_fmadd_ps(s2, _mm512_set1_ps(x[p][k + 2]), t);
+                sums[p] = _mm512_fmadd_ps(s3, _mm512_set1_ps(x[p][k + 3]), t);
+            });
+            unrolled<Q>([&](auto q) BNN_INLINE_LAMBDA {
+                unrolled<P>([&](auto p) BNN_INLINE_LAMBDA {
+                    sum[p][q] = _mm512_add_ps(sum[p][q], _mm512_permutexvar_ps(words[q], sums[p]));
+                });
+                words[q] = _mm512_srli_epi32(words[q], 4);
+            });
+        }
+    }
+};
+
 template <int P, int Q>
 constexpr ConvTile byte_tile(const char* name) {
     return {Dot::bytes, name, P, Q, accumulate<Bytes, P, Q>, nullptr};
@@ -143,6 +180,8 @@ const ConvTile kConvAvx512[] = {
     float_tile<FloatDot, 12, 2>("12x2"),    float_tile<FloatDot, 14, 1>("14x1"),
     float_tile<FloatDot, 1, 8>("1x8"),      byte_tile<6, 4>("6x4"),
     byte_tile<12, 2>("12x2"),                     byte_tile<14, 1>("14x1"),
+    signs_tile<Signs, 2, 8>("choice 2x8"),  signs_tile<Signs, 4, 4>("choice 4x4"),
+    signs_tile<Signs, 1, 8>("choice 1x8"),
 };
 
 const SpinFn kSpinAvx512 = spin<Binary, 12>;

@@ -9,8 +9,10 @@
 //     binary   popcount(x xor w), added as int32: mismatches
 //     float    x * w, fused where the machine can
 //     bytes    unsigned x times signed w, four products, added as int32
+//     signs    floats x, added or subtracted as the bits of w say
 //
-// Weights lie as [group of Q blocks][k][Q][16 lanes].
+// Weights lie as [group of Q blocks][k][Q][16 lanes]. Those of signs are words of the next 32 inputs of a run, its last
+// one filled up with zeros; a tile for floats takes them as floats, too.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +21,7 @@
 
 namespace bnn {
 
-enum class Dot : uint8_t { binary, float32, bytes };
+enum class Dot : uint8_t { binary, float32, bytes, signs };
 
 // Where a tile reads.
 struct Window {

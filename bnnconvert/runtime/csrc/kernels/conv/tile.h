@@ -13,6 +13,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <utility>
 
 #include "kernels/conv/conv.h"
@@ -105,12 +106,41 @@ void threshold(const Window& window, const uint32_t* w, const int32_t* const* li
 
 template <class D, int P, int Q>
 constexpr ConvTile binary_tile(const char* name) {
+    static_assert(P <= kMaxTilePixels && Q <= kMaxTileBlocks);
     return {Dot::binary, name, P, Q, accumulate<D, P, Q>, threshold<D, P, Q>};
 }
 
 template <class D, int P, int Q>
 constexpr ConvTile float_tile(const char* name) {
+    static_assert(P <= kMaxTilePixels && Q <= kMaxTileBlocks);
     return {Dot::float32, name, P, Q, accumulate<D, P, Q>, nullptr};
+}
+
+// A tile of signs from a class that adds the 32 inputs of a word to the sums of all of its blocks.
+template <class D, int P, int Q>
+void accumulate_signs(const Window& window, const uint32_t* w, void* out) {
+    typename D::Sum sum[P][Q];
+    for (int p = 0; p < P; p++)
+        for (int q = 0; q < Q; q++) sum[p][q] = D::zero();
+    for (int r = 0; r < window.run_count; r++)
+        for (int k = 0; k < window.run_length; k += 32, w += kLanes * Q) {
+            const float* x[P];
+            alignas(64) float last[P][32] = {};
+            for (int p = 0; p < P; p++) {
+                x[p] = reinterpret_cast<const float*>(window.pixels[p] + window.runs[r] + k);
+                if (window.run_length - k >= 32) continue;
+                std::memcpy(last[p], x[p], sizeof(float) * static_cast<size_t>(window.run_length - k));
+                x[p] = last[p];
+            }
+            D::template add<P, Q>(sum, x, w);
+        }
+    for (int p = 0; p < P; p++)
+        for (int q = 0; q < Q; q++) D::store(sum[p][q], static_cast<uint32_t*>(out) + kLanes * (p * Q + q));
+}
+
+template <class D, int P, int Q>
+constexpr ConvTile signs_tile(const char* name) {
+    return {Dot::signs, name, P, Q, accumulate_signs<D, P, Q>, nullptr};
 }
 
 // One float times 16 weights, as vectors of the compiler: it splits them into what the machine has.

@@ -8,8 +8,8 @@ namespace bnn {
 extern const ConvTile kConvPortable[3];
 extern const SpinFn kSpinPortable;
 #if defined(__x86_64__)
-extern const ConvTile kConvAvx2[11];
-extern const ConvTile kConvAvx512[16];
+extern const ConvTile kConvAvx2[12];
+extern const ConvTile kConvAvx512[19];
 extern const SpinFn kSpinAvx2, kSpinAvx512;
 #elif defined(__aarch64__)
 extern const ConvTile kConvNeon[8];
