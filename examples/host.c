@@ -18,6 +18,51 @@ static int fail(const char* what, const char* why) {
     return 1;
 }
 
+/* Numbers of a file, and how many; NULL where it cannot be read. */
+static float* read_numbers(const char* path, size_t* count) {
+    FILE* file = fopen(path, "rb");
+    if (!file) return NULL;
+    fseek(file, 0, SEEK_END);
+    const long bytes = ftell(file);
+    rewind(file);
+    *count = bytes < 0 ? 0 : (size_t)bytes / sizeof(float);
+    float* numbers = malloc(*count * sizeof(float) + 1);
+    if (bytes < 0 || !numbers || fread(numbers, sizeof(float), *count, file) != *count) {
+        free(numbers);
+        numbers = NULL;
+    }
+    fclose(file);
+    return numbers;
+}
+
+/* Run the engine on a file of samples. */
+static int run(bnn_engine* engine, const char* input_path, const char* output_path) {
+    if (bnn_inputs(engine) != 1 || bnn_outputs(engine) != 1) return fail("plan", "it has several inputs or outputs");
+    size_t count = 0;
+    float* input = read_numbers(input_path, &count);
+    if (!input) return fail(input_path, "cannot read it");
+    const size_t sample = (size_t)bnn_input_size(engine, 0), samples = count / sample;
+    const size_t made = samples * (size_t)bnn_output_size(engine, 0);
+    float* output = malloc(made * sizeof(float) + 1);
+    const float* inputs[] = {input};
+    float* outputs[] = {output};
+    int status = 0;
+    if (count % sample != 0)
+        status = fail(input_path, "its size is no multiple of a sample's");
+    else if (!output)
+        status = fail(input_path, "there is no memory for the result");
+    else if (bnn_run(engine, (int64_t)samples, inputs, outputs) != BNN_OK)
+        status = fail("run", bnn_error());
+    if (status == 0) {
+        FILE* file = fopen(output_path, "wb");
+        const int is_written = file && fwrite(output, sizeof(float), made, file) == made;
+        if (!file || fclose(file) != 0 || !is_written) status = fail(output_path, "cannot write it");
+    }
+    free(input);
+    free(output);
+    return status;
+}
+
 int main(int argc, char** argv) {
     if (argc == 2 && strcmp(argv[1], "--isas") == 0) {
         const char* isa;
@@ -30,29 +75,7 @@ int main(int argc, char** argv) {
     const int threads = argc > 4 ? atoi(argv[4]) : 1;
     if (bnn_open_file(argv[1], threads, argc > 5 ? argv[5] : NULL, &engine) != BNN_OK)
         return fail(argv[1], bnn_error());
-    if (bnn_inputs(engine) != 1 || bnn_outputs(engine) != 1) return fail(argv[1], "it has several inputs or outputs");
-
-    FILE* file = fopen(argv[2], "rb");
-    if (!file) return fail(argv[2], "cannot read it");
-    fseek(file, 0, SEEK_END);
-    const size_t bytes = (size_t)ftell(file), sample = 4 * (size_t)bnn_input_size(engine, 0);
-    rewind(file);
-    if (bytes % sample != 0) return fail(argv[2], "its size is no multiple of a sample's");
-    const int64_t samples = (int64_t)(bytes / sample);
-    const size_t out_bytes = (size_t)samples * 4 * (size_t)bnn_output_size(engine, 0);
-    float *input = malloc(bytes + 1), *output = malloc(out_bytes + 1);
-    if (!input || !output || fread(input, 1, bytes, file) != bytes) return fail(argv[2], "cannot read it");
-    fclose(file);
-
-    const float* inputs[] = {input};
-    float* outputs[] = {output};
-    if (bnn_run(engine, samples, inputs, outputs) != BNN_OK) return fail("run", bnn_error());
+    const int status = run(engine, argv[2], argv[3]);
     bnn_close(engine);
-
-    file = fopen(argv[3], "wb");
-    if (!file || fwrite(output, 1, out_bytes, file) != out_bytes || fclose(file) != 0)
-        return fail(argv[3], "cannot write it");
-    free(input);
-    free(output);
-    return 0;
+    return status;
 }

@@ -1,6 +1,6 @@
-"""Binary linear layers: packed input, one thread.
+"""Linear layers, one thread: binary with packed input, or with --recipe bwn 1-bit weights and float input.
 
-python examples/linear_speed.py [--rounds 20] [--json]
+python examples/linear_speed.py [--recipe xnor] [--rounds 20] [--json]
 
 Ours is a session's step, so its sums leave as floats, scaled. Where bnn-lab is installed (pip install bnn-lab==1.0.0),
 its packed product runs the same shapes in the same rounds, and torch its float product.
@@ -29,13 +29,13 @@ SHAPES = ((128, 2048, 2048), (64, 4096, 4096), (32, 8192, 8192), (1, 4096, 4096)
 MEASURED = "2"
 
 
-def ours(rows: int, inputs: int, outputs: int, folder: Path) -> Callable[[], float]:
+def ours(recipe: str, rows: int, inputs: int, outputs: int, folder: Path) -> Callable[[], float]:
     """The middle layer of three."""
     net = nn.Sequential(
         nn.Linear(8, inputs), nn.BatchNorm1d(inputs), nn.Linear(inputs, outputs, bias=False), nn.Linear(outputs, 1)
     )
     path = folder / f"{inputs}.packed.safetensors"
-    bnnconvert.export(bnnconvert.convert(net.eval(), "xnor", input_shape=(1, 8)), path)
+    bnnconvert.export(bnnconvert.convert(net.eval(), recipe, input_shape=(1, 8)), path)
     session = Session(path)
     x = np.random.default_rng(0).standard_normal((rows, 8), np.float32)
 
@@ -78,16 +78,17 @@ def in_bnn_lab(rows: int, inputs: int, outputs: int) -> Callable[[], float]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", default="xnor")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    has_peer = importlib.util.find_spec("bnn") is not None
+    has_peer = importlib.util.find_spec("bnn") is not None and arguments.recipe != "bwn"
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for shape in SHAPES:
-            runs = {"ours": ours(*shape, Path(folder)), "torch fp32": in_torch(*shape)}
+            runs = {"ours": ours(arguments.recipe, *shape, Path(folder)), "torch fp32": in_torch(*shape)}
             if has_peer:
                 runs["bnn-lab"] = in_bnn_lab(*shape)
             times: dict[str, list[float]] = {name: [] for name in runs}

@@ -12,5 +12,6 @@ for sanitizers in address,undefined thread; do
     cmake -S bnnconvert/runtime/csrc -B "$build" -DBNN_HOST=ON -DBNN_SANITIZE="$sanitizers" \
         -DCMAKE_BUILD_TYPE=RelWithDebInfo >/dev/null
     cmake --build "$build" --parallel "$(nproc)"
-    BNNCONVERT_TEST_HOST="$build/host" "$venv/bin/python" -m pytest tests/runtime/test_native.py "$@"
+    BNNCONVERT_TEST_HOST="$build/host" ASAN_OPTIONS=exitcode=99 UBSAN_OPTIONS=exitcode=99 TSAN_OPTIONS=exitcode=99 \
+        "$venv/bin/python" -m pytest tests/runtime/test_native.py tests/runtime/test_hostile_plans.py "$@"
 done

@@ -64,6 +64,7 @@ def _image(*shape: int) -> Tensor:
 
 X = _image(2, 20, 9, 7)
 ROW = _image(3, 37)
+LINE = _image(2, 20, 19)
 C = torch.linspace(-1.5, 1.5, 20)
 
 FUNCTIONS: dict[str, list[tuple[Callable[..., Tensor], Tensor, list[Tensor]]]] = {
@@ -74,6 +75,20 @@ FUNCTIONS: dict[str, list[tuple[Callable[..., Tensor], Tensor, list[Tensor]]]] =
         (lambda x, w: F.conv2d(x, w, groups=4), X, [_image(12, 5, 1, 1)]),
         (lambda x, w: F.conv2d(x, w, stride=2, padding=3), _image(1, 3, 21, 22), [_image(64, 3, 7, 7)]),
     ],
+    "aten.conv2d.padding": [
+        (lambda x, w: F.conv2d(x, w, padding="same", dilation=2), X, [_image(5, 20, 4, 3)]),
+        (lambda x, w: F.conv2d(x, w, padding="valid", stride=2), X, [_image(5, 20, 2, 3)]),
+    ],
+    "aten.conv1d.default": [
+        (lambda x, w, b: F.conv1d(x, w, b, stride=2, padding=3, dilation=2), LINE, [_image(9, 20, 3), _image(9)]),
+        (lambda x, w: F.relu(F.conv1d(x, w, groups=20)), LINE, [_image(20, 1, 4)]),
+    ],
+    "aten.max_pool1d.default": [(lambda x: F.max_pool1d(F.relu(x), 3, 2, 1), LINE, [])],
+    "aten.avg_pool1d.default": [
+        (lambda x: F.avg_pool1d(x, 2), LINE, []),
+        (lambda x: F.avg_pool1d(x, 3, 1, 1), LINE, []),
+    ],
+    "aten.neg.default": [(lambda x: -F.relu(x), X, [])],
     "aten.linear.default": [(lambda x, w, b: F.linear(x, w, b), ROW, [_image(10, 37), _image(10)])],
     "aten.batch_norm.default": [(lambda x, m, v, w, b: F.batch_norm(x, m, v, w, b), X, [C, C.exp(), C, C])],
     "aten.relu.default": [(F.relu, X, [])],

@@ -6,7 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from bnnconvert.artifact.schema import Array
-from bnnconvert.runtime.compile.compiler import Compiler, Handler, Made, NotNative, geometry, number, pair
+from bnnconvert.runtime.compile.compiler import (
+    Compiler,
+    Handler,
+    Made,
+    NotNative,
+    geometry,
+    number,
+    padded_alike,
+    pair,
+)
 from bnnconvert.runtime.compile.plan import (
     LANES,
     Code,
@@ -205,17 +214,30 @@ def _affine(c: Compiler, before: Made, a: Array | float, b: Array | float) -> Ma
 
 
 def conv2d(c: Compiler, node: Node) -> Made:
-    """A float convolution; a depthwise one is a window."""
-    a = node.arguments
-    x, weight, bias = c.value(a["input"]), c.tensor(a["weight"]), c.tensor(a.get("bias"))
+    """A float convolution of images."""
+    x, weight = c.value(node.arguments["input"]), c.tensor(node.arguments["weight"])
     assert weight is not None
-    if isinstance(a.get("padding"), str):
-        raise NotNative("a convolution pads to the same size")
-    groups, (outputs, per_group) = int(number(a.get("groups", 1))), weight.shape[:2]
+    lay = padded_alike if isinstance(node.arguments.get("padding"), str) else geometry
+    return _convolved(c, node, x, weight, lay(node, (weight.shape[2], weight.shape[3]), x.size))
+
+
+def conv1d(c: Compiler, node: Node) -> Made:
+    """A float convolution of rows, which are images of one line."""
+    x, weight = c.value(node.arguments["input"]), c.tensor(node.arguments["weight"])
+    assert weight is not None
+    lay = geometry(node, (1, weight.shape[2]), x.size, rank=1)
+    return _convolved(c, node, x, weight[:, :, None], lay)
+
+
+def _convolved(c: Compiler, node: Node, x: Made, weight: Array, lay: Geometry) -> Made:
+    """A depthwise convolution is a window."""
+    a = node.arguments
+    bias, groups = c.tensor(a.get("bias")), int(number(a.get("groups", 1)))
+    outputs, per_group = weight.shape[:2]
     if per_group * groups != x.channels or outputs % groups:
         raise NotNative("the channels of a convolution do not fit its weight")
-    image, lay = c.stored(x), geometry(node, (weight.shape[2], weight.shape[3]), x.size)
-    made = Made((outputs, *lay.out))
+    image = c.stored(x)
+    made = Made((outputs, *lay.out) if len(x.shape) == 3 else (outputs, lay.out[1]))
     if groups == x.channels == outputs and groups > 1:
         rows = per_channel(weight.reshape(outputs, -1).T)
         step = Step(StepKind.WINDOW, c.layer, input=image, geometry=lay, reduce=Reduce.WEIGHTED, weights=rows)
@@ -425,15 +447,15 @@ def _channelwise(constant: Array, shape: tuple[int, ...]) -> Array:
     return full.reshape(-1)
 
 
-def pool(reduce: Reduce) -> Handler:
-    """A pool over windows."""
+def pool(reduce: Reduce, rank: int = 2) -> Handler:
+    """A pool over windows of images, or with rank 1 of rows."""
 
     def handle(c: Compiler, node: Node) -> Made:
         a = node.arguments
         x = c.value(a["self"])
-        kernel = pair(a["kernel_size"])
-        lay = geometry(node, kernel, x.size, stride=kernel)
-        made = Made((x.channels, *lay.out))
+        kernel = pair(a["kernel_size"], first=1 if rank == 1 else None)
+        lay = geometry(node, kernel, x.size, stride=kernel, rank=rank)
+        made = Made((x.channels, *lay.out[2 - rank :]))
         if x.image is not None and x.image.kind != Kind.FLOATS:
             raise NotNative("a pool of signs")
         step = Step(StepKind.WINDOW, c.layer, input=c.stored(x), geometry=lay, reduce=reduce)
@@ -565,7 +587,9 @@ HANDLERS: Mapping[str, Handler] = {
     "bnnconvert.int8_conv2d": int8_conv2d,
     "bnnconvert.int8_linear": int8_linear,
     "bnnconvert.affine": affine,
+    "aten.conv1d.default": conv1d,
     "aten.conv2d.default": conv2d,
+    "aten.conv2d.padding": conv2d,
     "aten.linear.default": linear,
     "aten.batch_norm.default": batch_norm,
     "aten.relu.default": clamp(0.0, math.inf),
@@ -586,6 +610,7 @@ HANDLERS: Mapping[str, Handler] = {
     "aten.sqrt.default": unary(Code.SQRT),
     "aten.reciprocal.default": unary(Code.RECIPROCAL),
     "aten.abs.default": unary(Code.ABS),
+    "aten.neg.default": lambda c, node: _affine(c, c.value(node.arguments["self"]), -1.0, 0.0),
     "aten.square.default": unary(Code.SQUARE),
     "aten.add.Tensor": arithmetic("add"),
     "aten.add.Scalar": arithmetic("add"),
@@ -595,7 +620,9 @@ HANDLERS: Mapping[str, Handler] = {
     "aten.mul.Scalar": arithmetic("mul"),
     "aten.div.Tensor": arithmetic("div"),
     "aten.div.Scalar": arithmetic("div"),
+    "aten.max_pool1d.default": pool(Reduce.MAX, 1),
     "aten.max_pool2d.default": pool(Reduce.MAX),
+    "aten.avg_pool1d.default": pool(Reduce.SUM, 1),
     "aten.avg_pool2d.default": pool(Reduce.SUM),
     "aten.adaptive_avg_pool2d.default": adaptive_avg_pool2d,
     "aten.mean.dim": mean,

@@ -34,6 +34,8 @@ class Conv {
     // Lay the weights out for one of the tiles that fit; the first to begin with.
     const std::vector<const ConvTile*>& tiles() const { return fitting_; }
     void use(const ConvTile& tile);
+    // The tile stays as it is from now on.
+    void keep_tile() { weights_ = {}; }
     const ConvTile& tile() const { return *tile_; }
 
     void run(int samples, Pool& pool);

@@ -60,6 +60,7 @@ class ConvStep : public Step {
     void tune(Pool& pool, Tuning& tuning) override {
         if (tuning.number != Tuning::kFastest) {
             conv_.use(*conv_.tiles()[static_cast<size_t>(tuning.number) % conv_.tiles().size()]);
+            conv_.keep_tile();
             return Step::tune(pool, tuning);
         }
         const auto found = tuning.known.find(key_);
@@ -68,6 +69,7 @@ class ConvStep : public Step {
         else
             seconds = found->second.second;
         conv_.use(*tuning.known[key_].first);
+        conv_.keep_tile();
     }
 
   private:

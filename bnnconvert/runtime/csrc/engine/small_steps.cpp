@@ -1,4 +1,5 @@
 // Steps without a tile: the way in and out, softmax, pools of bits, copies into another order.
+#include <algorithm>
 #include <cstring>
 
 #include "engine/steps.h"
@@ -7,7 +8,18 @@
 namespace bnn {
 namespace {
 
+constexpr double kSecondsPerNumber = 4e-10;  // at the way in and out, which cannot be timed before there is a caller
+
 float* floats(uint32_t* elements) { return reinterpret_cast<float*>(elements); }
+
+// Calls work(row) for rows [0, rows), which threads share.
+template <class F>
+void share_rows(int64_t rows, bool is_parallel, Pool& pool, const F& work) {
+    const int64_t parts = is_parallel ? std::min<int64_t>(2 * pool.threads(), rows) : 1;
+    pool.run(static_cast<int>(parts), [&](int part) {
+        for (int64_t row = rows * part / parts; row < rows * (part + 1) / parts; row++) work(row);
+    });
+}
 
 // Between the caller's order (channels, height, width) and ours (height, width, channels).
 class Edge : public Step {
@@ -16,26 +28,28 @@ class Edge : public Step {
         : channels_(step.channels), height_(step.height), width_(step.width), number_(number), is_input_(is_input),
           image_(build.image(is_input ? step.output : step.input)), edges_(build.edges),
           rows_(build.kernels.rows), takes_bytes_(is_input && build.spec(step.output).kind == Kind::bytes),
-          factor_(step.factor) {}
+          factor_(step.factor) {
+        seconds = kSecondsPerNumber * channels_ * height_ * width_;
+    }
 
     const char* kernel() const override { return is_input_ ? "input" : "output"; }
 
-    void run(int samples, Pool&) override {
+    void run(int samples, Pool& pool) override {
         const int64_t plane = int64_t{height_} * width_, size = channels_ * plane;
-        for (int n = 0; n < samples; n++)
-            for (int y = 0; y < height_; y++) {
-                float* ours = floats(at(image_, {n, y, 0}));
-                const int64_t theirs = (edges_.first + n) * size + int64_t{y} * width_;
-                if (is_input_ && takes_bytes_)
-                    rows_.interleave_bytes(edges_.inputs[number_] + theirs, plane, channels_, width_, factor_,
-                                           at(image_, {n, y, 0}));
-                else if (is_input_)
-                    rows_.interleave(edges_.inputs[number_] + theirs, plane, channels_, width_, ours);
-                else
-                    for (int c = 0; c < channels_; c++)
-                        for (int x = 0; x < width_; x++)
-                            edges_.outputs[number_][theirs + c * plane + x] = ours[x * image_.column + c];
-            }
+        share_rows(int64_t{samples} * height_, is_parallel, pool, [&](int64_t row) {
+            const Place place{static_cast<int32_t>(row / height_), static_cast<int32_t>(row % height_), 0};
+            uint32_t* elements = at(image_, place);
+            float* ours = floats(elements);
+            const int64_t theirs = (edges_.first + place.sample) * size + int64_t{place.y} * width_;
+            if (is_input_ && takes_bytes_)
+                rows_.interleave_bytes(edges_.inputs[number_] + theirs, plane, channels_, width_, factor_, elements);
+            else if (is_input_)
+                rows_.interleave(edges_.inputs[number_] + theirs, plane, channels_, width_, ours);
+            else
+                for (int c = 0; c < channels_; c++)
+                    for (int x = 0; x < width_; x++)
+                        edges_.outputs[number_][theirs + c * plane + x] = ours[x * image_.column + c];
+        });
     }
 
   private:
@@ -56,13 +70,15 @@ class Softmax : public Step {
 
     const char* kernel() const override { return "softmax"; }
 
-    void run(int samples, Pool&) override {
-        Walk walk(0, height_, width_);
-        for (int64_t i = 0; i < int64_t{samples} * height_ * width_; i++, walk.next()) {
-            float* to = floats(at(output_, walk.place()));
-            std::memcpy(to, at(input_, walk.place()), sizeof(float) * static_cast<size_t>(channels_));
-            kernel_(to, channels_, logarithm_);
-        }
+    void run(int samples, Pool& pool) override {
+        share_rows(int64_t{samples} * height_, is_parallel, pool, [&](int64_t row) {
+            Walk walk(row * width_, height_, width_);
+            for (int x = 0; x < width_; x++, walk.next()) {
+                float* to = floats(at(output_, walk.place()));
+                std::memcpy(to, at(input_, walk.place()), sizeof(float) * static_cast<size_t>(channels_));
+                kernel_(to, channels_, logarithm_);
+            }
+        });
     }
 
   private:
@@ -81,25 +97,28 @@ class PoolBits : public Step {
 
     const char* kernel() const override { return "pool bits"; }
 
-    void run(int samples, Pool&) override {
-        Walk walk(0, shape_.height, shape_.width);
-        for (int64_t i = 0; i < int64_t{samples} * shape_.height * shape_.width; i++, walk.next()) {
-            const Place& place = walk.place();
-            uint32_t* to = at(output_, place);
-            std::memset(to, 0, sizeof(uint32_t) * static_cast<size_t>(words_));
-            for (int a = 0; a < shape_.kernel_h; a++)
-                for (int b = 0; b < shape_.kernel_w; b++) {
-                    const int y = place.y * shape_.stride_h - shape_.top + a * shape_.dilation_h;
-                    const int x = place.x * shape_.stride_w - shape_.left + b * shape_.dilation_w;
-                    if (y < 0 || y >= shape_.input_height || x < 0 || x >= shape_.input_width) continue;
-                    const uint32_t* from = at(input_, {place.sample, y, x});
-                    for (int64_t k = 0; k < words_; k++) to[k] |= from[k] ^ falling_[k];
-                }
-            for (int64_t k = 0; k < words_; k++) to[k] ^= falling_[k];
-        }
+    void run(int samples, Pool& pool) override {
+        share_rows(int64_t{samples} * shape_.height, is_parallel, pool, [&](int64_t row) {
+            Walk walk(row * shape_.width, shape_.height, shape_.width);
+            for (int x = 0; x < shape_.width; x++, walk.next()) fill(walk.place());
+        });
     }
 
   private:
+    void fill(const Place& place) const {
+        uint32_t* to = at(output_, place);
+        std::memset(to, 0, sizeof(uint32_t) * static_cast<size_t>(words_));
+        for (int a = 0; a < shape_.kernel_h; a++)
+            for (int b = 0; b < shape_.kernel_w; b++) {
+                const int y = place.y * shape_.stride_h - shape_.top + a * shape_.dilation_h;
+                const int x = place.x * shape_.stride_w - shape_.left + b * shape_.dilation_w;
+                if (y < 0 || y >= shape_.input_height || x < 0 || x >= shape_.input_width) continue;
+                const uint32_t* from = at(input_, {place.sample, y, x});
+                for (int64_t k = 0; k < words_; k++) to[k] |= from[k] ^ falling_[k];
+            }
+        for (int64_t k = 0; k < words_; k++) to[k] ^= falling_[k];
+    }
+
     ConvShape shape_;
     int64_t words_;
     Image input_, output_;
