@@ -20,6 +20,8 @@ from bnnconvert.runtime import Session
 from bnnconvert.values.report import BenchLayer, BenchReport
 
 OURS, FLOAT = "bnnconvert", "torch"
+BINARY = ("binary", "signs")
+"""Kernels of binary layers."""
 
 
 def bench(
@@ -85,8 +87,20 @@ def _export(module: nn.Module, x: Array, files: Files, *, where: str) -> None:
 
 
 def _beside(layers: dict[str, list[LayerTime]]) -> tuple[BenchLayer, ...]:
-    """Our layers, each with the same one of the float original."""
+    """Our layers, each with all of its steps and with the same one of the float original."""
     floats: dict[str, float] = {}
     for layer in layers.get(FLOAT, []):
         floats[layer.layer] = floats.get(layer.layer, 0.0) + layer.seconds
-    return tuple(BenchLayer(x.layer, x.how, x.seconds, floats.get(x.layer)) for x in layers.get(OURS, []))
+    steps: dict[str, list[LayerTime]] = {}
+    for step in layers.get(OURS, []):
+        steps.setdefault(step.layer, []).append(step)
+    return tuple(
+        BenchLayer(
+            name=name,
+            how=", ".join(dict.fromkeys(step.how for step in ours)),
+            is_binary=any(step.how.startswith(BINARY) for step in ours),
+            seconds=sum(step.seconds for step in ours),
+            float_seconds=floats.get(name),
+        )
+        for name, ours in steps.items()
+    )

@@ -22,11 +22,11 @@ def _row(peer: PeerTime, ours: float | None) -> tuple[str, ...]:
 
 
 def layers_table(report: BenchReport) -> Table:
-    """One row per step of the artifact."""
+    """One row per layer of the artifact."""
     columns = (Column("layer"), Column("kernel"), number("time"), number("float, torch"), number("of ours"))
     rows = tuple(
         (
-            layer.layer,
+            layer.name,
             layer.how,
             as_time(layer.seconds),
             "" if layer.float_seconds is None else as_time(layer.float_seconds),

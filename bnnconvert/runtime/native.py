@@ -48,6 +48,7 @@ _SIGNATURES = {
     "bnn_profile": (None, [_ENGINE, ctypes.c_int]),
     "bnn_memory": (ctypes.c_int64, [_ENGINE]),
     "bnn_peak": (ctypes.c_double, [ctypes.c_char_p]),
+    "bnn_clock": (ctypes.c_double, []),
 }
 """Functions that are called from here."""
 
@@ -85,6 +86,12 @@ def peak(isa: str) -> float:
     """Binary multiply-adds a second of one thread on registers alone: the bound of a kernel without carry-save."""
     loaded = library()
     return 0.0 if loaded is None else float(loaded.bnn_peak(isa.encode()))
+
+
+def clock() -> float:
+    """Cycles a second of the processor, as it runs now."""
+    loaded = library()
+    return 0.0 if loaded is None else float(loaded.bnn_clock())
 
 
 def chosen_isa() -> str:

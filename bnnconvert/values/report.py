@@ -203,10 +203,12 @@ class PeerTime:
 
 @dataclass(frozen=True)
 class BenchLayer:
-    """One layer of the artifact. Units: seconds."""
+    """One layer of the artifact, all of its steps together. Units: seconds."""
 
-    layer: str
+    name: str
     how: str
+    is_binary: bool
+    """Whether its weights, or its weights and inputs, are binary."""
     seconds: float
     float_seconds: float | None
     """The same layer of the float original in torch, without batch norm and activation; None where it has none."""
@@ -227,5 +229,6 @@ class BenchReport:
 
     @property
     def slow_layers(self) -> tuple[str, ...]:
-        """Layers that the float original is quicker at."""
-        return tuple(x.layer for x in self.layers if x.float_seconds is not None and x.float_seconds < x.seconds)
+        """Binary layers that the float original is quicker at."""
+        timed = ((x, x.float_seconds) for x in self.layers if x.is_binary)
+        return tuple(x.name for x, seconds in timed if seconds is not None and seconds < x.seconds)

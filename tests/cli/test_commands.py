@@ -10,6 +10,7 @@ import torch
 
 import bnnconvert
 from bnnconvert.recipe import recipe_names
+from bnnconvert.runtime import native
 from tests.cli.conftest import Shell, listing, small_net
 
 
@@ -175,8 +176,9 @@ def test_bench_times_layers_and_peers(done: Shell) -> None:
     )
     assert [peer["name"] for peer in report["peers"]] == ["bnnconvert", "torch"]
     assert all(peer["median"] > 0 for peer in report["peers"])
-    layers = {layer["layer"]: layer for layer in report["layers"]}
+    layers = {layer["name"]: layer for layer in report["layers"]}
     assert layers["3"]["float_seconds"] > 0
+    assert {name for name, layer in layers.items() if layer["is_binary"]} == {"3"} or native.library() is None
     assert set(report["slow_layers"]) <= set(layers)
     shown = done.ok("bench", "model.packed.safetensors", "--rounds", "1")
     assert "Layer by layer" in shown.stdout

@@ -169,6 +169,17 @@ double bnn_peak(const char* isa) {
     return best;
 }
 
+double bnn_clock(void) {
+    constexpr int64_t kCycles = 1 << 20;
+    double best = 0;
+    for (int i = 0; i < 10; i++) {
+        const double start = bnn::now();
+        bnn::wait_cycles(kCycles);
+        best = std::max(best, kCycles / (bnn::now() - start));
+    }
+    return best;
+}
+
 int64_t bnn_memory(const bnn_engine* engine) { return engine->engine.memory(); }
 
 }  // extern "C"

@@ -71,6 +71,21 @@ bool has(Isa isa) { return isa == Isa::portable; }
 
 #endif
 
+void wait_cycles(int64_t count) {
+    int64_t sum = 0;
+    for (int64_t i = 0; i < count; i += 8)
+#if defined(__x86_64__)
+        __asm__ volatile(".rept 8\n\tadd $1, %0\n\t.endr" : "+r"(sum));
+#elif defined(__aarch64__)
+        __asm__ volatile(".rept 8\n\tadd %0, %0, #1\n\t.endr" : "+r"(sum));
+#else
+        for (int k = 0; k < 8; k++) {
+            sum++;
+            __asm__ volatile("" : "+r"(sum));
+        }
+#endif
+}
+
 const char* name_of(Isa isa) {
     switch (isa) {
         case Isa::portable: return "portable";

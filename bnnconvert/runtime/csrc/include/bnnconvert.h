@@ -69,6 +69,8 @@ BNN_API int64_t bnn_memory(const bnn_engine* engine);
 /* Binary multiply-adds a second that one thread does on registers alone, by XOR, popcount and add: the bound of a plain
  * kernel, measured in about ten milliseconds. 0 for an instruction set that this machine has not. */
 BNN_API double bnn_peak(const char* isa);
+/* Cycles a second of the processor that this thread is on, measured in a few milliseconds. */
+BNN_API double bnn_clock(void);
 
 #ifdef __cplusplus
 }
