@@ -1,7 +1,9 @@
 """The native engine against the portable executor: bits and accumulators equal, floats within rounding."""
 
+import contextlib
 import ctypes
 import mmap
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bnnconvert.artifact.schema import Array
+from bnnconvert.errors import UsageError
 from bnnconvert.runtime import native
 from bnnconvert.runtime.compile.operators import HANDLERS
 from bnnconvert.runtime.segments import parts_of
@@ -216,3 +219,26 @@ def test_each_instruction_set_has_a_bound() -> None:
     assert all(native.peak(isa) > 0 for isa in ISAS)
     assert native.peak("z80") == 0
     assert 1e8 < native.clock() < 1e10
+
+
+@pytest.mark.skipif(bool(HOST), reason="runs in this process")
+def test_one_engine_runs_one_call_at_a_time_and_two_engines_two() -> None:
+    case = program_of(lambda x, w: F.conv2d(F.relu(x), w, padding=1), X, _image(20, 20, 3, 3))
+    (part,), _ = parts_of(case.program, case.tensors)
+    assert part.plan is not None
+    shapes = [X.shape[1:]], [X.shape[1:]]
+    first, second = (native.Engine(part.plan, *shapes, threads=2, isa=ISAS[0]) for _ in range(2))
+    many = np.random.default_rng(0).standard_normal((20000, *X.shape[1:]), np.float32)
+    (expected,) = second.run([many[:3]])
+    found: list[Array] = []
+    thread = threading.Thread(target=lambda: found.extend(first.run([many])))
+    thread.start()
+    was_busy = False
+    while thread.is_alive():
+        with contextlib.suppress(UsageError):
+            first.run([many[:1]])
+            continue
+        was_busy = True
+        assert np.array_equal(second.run([many[:3]])[0], expected)
+    assert was_busy
+    assert np.array_equal(found[0][:3], expected)

@@ -75,7 +75,8 @@ void Step::tune(Pool& pool, Tuning&) {
 }
 
 Engine::Engine(std::vector<uint8_t> bytes, const Plan& plan, int threads, Isa isa, int tile)
-    : pool_(threads), kernels_(kernels_of(isa)), bytes_(std::move(bytes)) {
+    : pool_(threads), kernels_(kernels_of(isa)), bytes_(std::move(bytes)),
+      worth_threads_(tile == Tuning::kFastest ? kWorthThreads : 0) {
     plan_memory(plan);
     build(plan, tile);
 }
@@ -175,7 +176,7 @@ void Engine::run(int64_t samples, const float* const* inputs, float* const* outp
     for (; edges_.first < samples; edges_.first += chunk_) {
         const int count = static_cast<int>(std::min<int64_t>(chunk_, samples - edges_.first));
         for (const auto& step : steps_) {
-            step->is_parallel = step->seconds * count > kWorthThreads;
+            step->is_parallel = step->seconds * count > worth_threads_;
             const double start = measures ? now() : 0;
             step->run(count, pool_);
             if (measures) step->measured = step->measured + now() - start;

@@ -15,7 +15,7 @@
 
 namespace bnn {
 
-// Which tile a layer takes: the fastest, or the one of a given number, for tests.
+// Which tile a layer takes: the fastest, or for tests the one of a given number, and then threads share every step.
 struct Tuning {
     static constexpr int kFastest = -1;
     int number = kFastest;
@@ -72,6 +72,7 @@ class Engine {
     std::vector<int64_t> input_sizes_, output_sizes_;
     Edges edges_;
     int chunk_ = 1;  // samples that are run at a time
+    double worth_threads_;  // seconds
 };
 
 }  // namespace bnn

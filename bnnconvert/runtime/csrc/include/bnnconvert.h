@@ -36,8 +36,8 @@ BNN_API const char* bnn_error(void);
 BNN_API const char* bnn_isa(int number);
 
 /* Open a plan; its bytes are not needed afterwards. `isa` is a name from bnn_isa, or NULL for the best one, which the
- * environment variable BNNCONVERT_ISA may lower. With ":N" behind the name each layer takes the N-th of the ways that
- * there are to compute it instead of the fastest, for tests. */
+ * environment variable BNNCONVERT_ISA may lower. With ":N" behind the name, for tests, each layer takes the N-th of the
+ * ways that there are to compute it instead of the fastest, and threads share every step however small. */
 BNN_API bnn_status bnn_open(const void* plan, size_t size, int threads, const char* isa, bnn_engine** engine);
 BNN_API bnn_status bnn_open_file(const char* path, int threads, const char* isa, bnn_engine** engine);
 BNN_API void bnn_close(bnn_engine* engine);
