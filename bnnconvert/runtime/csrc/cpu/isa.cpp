@@ -72,16 +72,18 @@ bool has(Isa isa) { return isa == Isa::portable; }
 #endif
 
 void wait_cycles(int64_t count) {
-    int64_t sum = 0;
+    int64_t value = 0;
+    const int64_t other = count;
+    // Not additions of a constant, which some processors do while they rename registers.
     for (int64_t i = 0; i < count; i += 8)
 #if defined(__x86_64__)
-        __asm__ volatile(".rept 8\n\tadd $1, %0\n\t.endr" : "+r"(sum));
+        __asm__ volatile(".rept 8\n\txor %1, %0\n\t.endr" : "+r"(value) : "r"(other));
 #elif defined(__aarch64__)
-        __asm__ volatile(".rept 8\n\tadd %0, %0, #1\n\t.endr" : "+r"(sum));
+        __asm__ volatile(".rept 8\n\teor %0, %0, %1\n\t.endr" : "+r"(value) : "r"(other));
 #else
         for (int k = 0; k < 8; k++) {
-            sum++;
-            __asm__ volatile("" : "+r"(sum));
+            value ^= other;
+            __asm__ volatile("" : "+r"(value));
         }
 #endif
 }

@@ -13,7 +13,7 @@ const char* name_of(Isa isa);
 // Whether the processor and the operating system can run it.
 bool has(Isa isa);
 
-// Does `count` additions, each of which waits for the one before: a cycle each on any processor.
+// Does `count` operations, each of which waits for the one before: a cycle each on any processor.
 void wait_cycles(int64_t count);
 
 }  // namespace bnn
