@@ -80,13 +80,13 @@ def openvino_layer(channels: int, size: int) -> Callable[[], float]:
     return run
 
 
-def main() -> None:
+def main(line: list[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--isa", help="instruction set; default: the best one")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(line)
     if arguments.isa:
         os.environ[native.ISA] = arguments.isa
     torch.manual_seed(0)

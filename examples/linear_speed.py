@@ -75,13 +75,13 @@ def in_bnn_lab(rows: int, inputs: int, outputs: int) -> Callable[[], float]:
     return run
 
 
-def main() -> None:
+def main(line: list[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default="xnor")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(line)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     has_peer = importlib.util.find_spec("bnn") is not None and arguments.recipe != "bwn"

@@ -1,6 +1,6 @@
 """A binary ResNet-18 at 224x224, batch 1, beside its float original in other runtimes.
 
-python examples/resnet18_speed.py [--rounds 20] [--json]
+python examples/resnet18_speed.py [--rounds 20] [--peers NAME,...] [--json]
 
 The network is untrained, which changes no time: batch norms get random statistics, so that signs go both ways, and the
 8-bit ends are calibrated on noise. Pin the process to one core (taskset -c 1) for figures that repeat; the row with two
@@ -28,7 +28,7 @@ from bnnconvert.values.data import Data, Images
 from bnnconvert.values.report import BenchReport
 
 SHAPE = (3, 224, 224)
-VARIANTS = (("bireal", "float"), ("bireal", "int8"), ("xnor", "int8"), ("bnn", "int8"))
+VARIANTS = (("bireal", "float"), ("bireal", "int8"), ("xnor", "int8"), ("bnn", "float"))
 """Recipe, and how the float layers at the ends are stored."""
 PEERS = ("onnxruntime", "openvino", "openvino-bf16", "openvino-int8")
 
@@ -118,12 +118,13 @@ def table(rows: list[Row]) -> Table:
     return Table("", tuple(columns), tuple(cells))
 
 
-def main() -> None:
+def main(line: list[str] | None = None) -> None:
     """Export, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--peers", default=",".join(PEERS), help="names with commas")
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(line)
     net, data, rows = network(), noise(), []
     gain = None
     with tempfile.TemporaryDirectory() as folder:
@@ -132,7 +133,7 @@ def main() -> None:
             student = bnnconvert.convert(net, recipe, input_shape=(1, *SHAPE))
             bnnconvert.export(student, path, edges=edges, data=data if edges == "int8" else None)
             name = f"{recipe}, {edges} ends"
-            rows.append(row_of(name, bench(path, net, peers=("bnnconvert", *PEERS), rounds=arguments.rounds)))
+            rows.append(row_of(name, bench(path, net, peers=("bnnconvert", *filter(None, arguments.peers.split(","))), rounds=arguments.rounds)))
         first = Path(folder) / "{}-{}.packed.safetensors".format(*VARIANTS[0])
         opening = time_to_open(first, arguments.rounds)
         if len(os.sched_getaffinity(0)) > 1:

@@ -114,6 +114,44 @@ def test_step_time_prints_every_ratio(example: Example, capsys: pytest.CaptureFi
     assert "| `xnor` |" in step_time.table({"xnor": found}).markdown()
 
 
+def test_engine_speed_holds_each_layer_against_the_bound(
+    example: Example, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine_speed = example("engine_speed")
+    monkeypatch.setattr(engine_speed, "LAYERS", ((32, 6), (64, 4)))
+    engine_speed.main(["--rounds", "2", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["bound"] > 0
+    assert [layer["layer"] for layer in found["layers"]] == ["32 at 6x6", "64 at 4x4"]
+    assert all(layer["us"] > 0 and layer["tile"] for layer in found["layers"])
+
+
+@pytest.mark.parametrize("recipe", ["xnor", "bwn"])
+def test_linear_speed_beside_torch(
+    example: Example, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], recipe: str
+) -> None:
+    linear_speed = example("linear_speed")
+    monkeypatch.setattr(linear_speed, "SHAPES", ((3, 65, 32), (1, 128, 40)))
+    linear_speed.main(["--recipe", recipe, "--rounds", "2", "--json"])
+    first, second = json.loads(capsys.readouterr().out)
+    assert first["shape"] == [3, 65, 32]
+    assert second["us"]["ours"] > 0
+    assert second["us"]["torch fp32"] > 0
+
+
+def test_resnet18_speed_has_a_row_per_artifact(
+    example: Example, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resnet18_speed = example("resnet18_speed")
+    monkeypatch.setattr(resnet18_speed, "SHAPE", (3, 32, 32))
+    monkeypatch.setattr(resnet18_speed, "VARIANTS", resnet18_speed.VARIANTS[:2])
+    resnet18_speed.main(["--rounds", "2", "--peers", "torch", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in found["rows"]] == ["bireal, float ends", "bireal, int8 ends"]
+    assert all(row["seconds"] > 0 and "torch" in row["peers"] for row in found["rows"])
+    assert found["opening"] > 0
+
+
 def test_constraint_is_in_the_range_of_the_package() -> None:
     project = tomllib.loads((EXAMPLES.parent / "pyproject.toml").read_text())["project"]
     pinned = next(line for line in (EXAMPLES / "constraints.txt").read_text().splitlines() if line.startswith("torch"))
