@@ -1,5 +1,7 @@
 """The plan for hosts without Python: proved like the packed file, refused where it would be partial, run from C."""
 
+import os
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -48,17 +50,22 @@ def test_a_plan_that_computes_something_else_is_not_written(student, tmp_path, m
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
-def test_a_host_in_c_runs_it(student, tmp_path):
-    export_plan(student, tmp_path / "net.plan", golden_input=X)
+def built(source: Path, target: Path) -> Path:
+    """A C program that is linked with the engine."""
     library = native.library()
     assert library is not None
     folder = Path(library._name).parent
     include = ROOT / "bnnconvert/runtime/csrc/include"
-    host = tmp_path / "host"
     links = [f"-L{folder}", "-lbnnconvert", f"-Wl,-rpath,{folder}"]
     strict = ["-std=c11", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run(["cc", ROOT / "examples/host.c", *strict, f"-I{include}", *links, "-o", host], check=True)
+    subprocess.run(["cc", source, *strict, f"-I{include}", *links, "-o", target], check=True)
+    return target
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_a_host_in_c_runs_it(student, tmp_path):
+    export_plan(student, tmp_path / "net.plan", golden_input=X)
+    host = built(ROOT / "examples/host.c", tmp_path / "host")
     (tmp_path / "x").write_bytes(X.numpy().tobytes())
     for isa in native.instruction_sets():
         subprocess.run([host, tmp_path / "net.plan", tmp_path / "x", tmp_path / "y", "2", isa], check=True)
@@ -70,3 +77,15 @@ def test_a_host_in_c_runs_it(student, tmp_path):
     failed = subprocess.run([host, tmp_path / "bad", tmp_path / "x", tmp_path / "y"], capture_output=True, text=True)
     assert failed.returncode == 1
     assert "the plan ends too early" in failed.stderr
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is another one")
+@pytest.mark.skipif("LD_PRELOAD" in os.environ, reason="a sanitizer has replaced the allocator")
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_a_run_allocates_no_memory(student, tmp_path, threads):
+    export_plan(student, tmp_path / "net.plan", golden_input=X)
+    program = built(ROOT / "tests/runtime/allocations.c", tmp_path / "allocations")
+    opening, running = map(int, subprocess.check_output([program, tmp_path / "net.plan", threads]).split())
+    assert opening > 10
+    assert running == 0
