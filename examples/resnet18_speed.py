@@ -125,6 +125,7 @@ def main(line: list[str] | None = None) -> None:
     parser.add_argument("--peers", default=",".join(PEERS), help="names with commas")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(line)
+    peers = ("bnnconvert", *filter(None, arguments.peers.split(",")))
     net, data, rows = network(), noise(), []
     gain = None
     with tempfile.TemporaryDirectory() as folder:
@@ -133,7 +134,7 @@ def main(line: list[str] | None = None) -> None:
             student = bnnconvert.convert(net, recipe, input_shape=(1, *SHAPE))
             bnnconvert.export(student, path, edges=edges, data=data if edges == "int8" else None)
             name = f"{recipe}, {edges} ends"
-            rows.append(row_of(name, bench(path, net, peers=("bnnconvert", *filter(None, arguments.peers.split(","))), rounds=arguments.rounds)))
+            rows.append(row_of(name, bench(path, net, peers=peers, rounds=arguments.rounds)))
         first = Path(folder) / "{}-{}.packed.safetensors".format(*VARIANTS[0])
         opening = time_to_open(first, arguments.rounds)
         if len(os.sched_getaffinity(0)) > 1:
