@@ -19,8 +19,8 @@ from bnnconvert.values.report import PeerTime
 
 PATIENCE = 600.0
 """Seconds until a peer that does not answer is given up; compiling or quantizing a large network takes minutes."""
-RUNS = 3
-"""Timed runs of a peer in one turn, behind one that is not counted."""
+TURN = 0.1
+"""Seconds of a peer's turn; it takes all that time, so that each finds the processor in its own steady state."""
 NO_AMX = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
 """Environment for a second try after an illegal instruction: virtual machines may announce AMX and not allow it."""
 
@@ -118,7 +118,7 @@ def compete(
                 progress(number + 1, len(names) + rounds)
         for turn in range(rounds):
             for worker in workers:
-                worker.seconds += worker.ask({"run": 1 + RUNS}).get("seconds", [])[1:]
+                worker.seconds += worker.ask({"run": TURN}).get("seconds", [])
                 found = worker.ask({"layers": True}).get("layers", [])
                 worker.layers.append([LayerTime(**layer) for layer in found])
             if progress is not None:
