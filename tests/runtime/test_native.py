@@ -214,6 +214,43 @@ def _agree(case: Case, isa: str) -> None:
     np.testing.assert_allclose(case.run(isa, 2), expected, rtol=3e-6, atol=3e-6 * np.abs(expected).max())
 
 
+@st.composite
+def pooled_networks(draw: st.DrawFn) -> Case:
+    """A convolution that only a pool or a depthwise convolution reads."""
+    channels, samples = draw(st.sampled_from([3, 16, 20, 70])), draw(st.integers(1, 3))
+    size = draw(st.tuples(st.integers(5, 23), st.integers(3, 9)))
+    kernel = draw(st.integers(1, 3))
+    window = {"stride": draw(st.integers(1, 4)), "padding": draw(st.integers(0, kernel // 2))}
+    weight, depthwise = _image(channels, 5, 3, 3), _image(channels, 1, kernel, kernel)
+    pool = draw(
+        st.sampled_from(
+            [
+                lambda y: F.max_pool2d(y, kernel, ceil_mode=True, **window),
+                lambda y: F.avg_pool2d(y, kernel, count_include_pad=False, **window),
+                lambda y: F.conv2d(y, depthwise, groups=channels, **window),
+                lambda y: F.max_pool2d(y, (kernel, 1), **window | {"padding": 0}, dilation=2),
+            ]
+        )
+    )
+    x = _image(samples, 5, *size)
+    return program_of(lambda x, weight: pool(F.relu(F.conv2d(x, weight, padding=1))) * 2, x, weight)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(case=pooled_networks(), threads=st.integers(1, 3), tile=TILES)
+def test_bands_of_rows_agree(isa: str, case: Case, threads: int, tile: str) -> None:
+    """By number, the two layers work a row at a time."""
+    np.testing.assert_allclose(case.run(isa + tile, threads), case.run(None), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_large_image_between_two_layers_is_made_in_bands(threads: int) -> None:
+    x, weight = _image(2, 3, 120, 90), _image(32, 3, 3, 3)
+    case = program_of(lambda x, w: F.max_pool2d(F.relu(F.conv2d(x, w, padding=1)), 3, 2, 1), x, weight)
+    np.testing.assert_allclose(case.run(ISAS[0], threads), case.run(None), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.skipif(bool(HOST), reason="runs in this process")
 def test_each_instruction_set_has_a_bound() -> None:
     assert all(native.peak(isa) > 0 for isa in ISAS)

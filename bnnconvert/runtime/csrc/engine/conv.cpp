@@ -229,16 +229,16 @@ void Conv::run(int samples, Pool& pool) {
         if (makes_rows_)
             accumulate_rows(first, last, &scratch_[room * part]);
         else if (splits_pixels)
-            run_part(first, last, 0, block_groups_);
+            run_part(first, last, 0, block_groups_, {});
         else
-            run_part(0, pixels, static_cast<int>(begin), static_cast<int>(end));
+            run_part(0, pixels, static_cast<int>(begin), static_cast<int>(end), {});
     });
 }
 
-void Conv::run_part(int64_t begin, int64_t end, int first, int last) const {
+void Conv::run_part(int64_t begin, int64_t end, int first, int last, const Place& shift) const {
     for (int group = 0; group < shape_.groups; group++)
         for (int i = first; i < last; i++)
-            has_thresholds_ ? threshold(begin, end, group, i) : accumulate(begin, end, group, i);
+            has_thresholds_ ? threshold(begin, end, group, i) : accumulate(begin, end, group, i, shift);
 }
 
 namespace {
@@ -255,6 +255,7 @@ struct TilePixels {
 // Where one plane of one group is read from.
 struct Conv::Source {
     int group, plane;
+    Place shift{};  // of the places that are written to
 };
 
 // Calls use(pixels, window) for each tile of a range.
@@ -272,7 +273,7 @@ void Conv::for_tiles(const Source& source, int64_t begin, int64_t end, F&& use) 
         pixels.count = static_cast<int>(std::min<int64_t>(P, end - i));
         for (int p = 0; p < pixels.count; p++, walk.next()) {
             const Place& place = walk.place();
-            pixels.places[p] = place;
+            pixels.places[p] = {place.sample - source.shift.sample, place.y - source.shift.y, place.x};
             const uint32_t* from = at(input_, {place.sample, place.y * shape_.stride_h - shape_.top,
                                               place.x * shape_.stride_w - shape_.left}) + offset;
             if (gathers_) {
@@ -338,27 +339,36 @@ void Conv::sum_up(int input_plane, int weight_plane, const int32_t* counts, cons
     if (plane + 1 == shape_.planes()) chain_.run(tile);
 }
 
-void Conv::accumulate(int64_t begin, int64_t end, int group, int block_group) const {
-    const int Q = tile_->blocks;
+void Conv::accumulate(int64_t begin, int64_t end, int group, int block_group, const Place& shift) const {
+    const int P = tile_->pixels, Q = tile_->blocks;
     const int first = group * shape_.group_outputs() / kLanes + block_group * Q;
     const int blocks = std::min(Q, blocks_for(shape_.group_outputs()) - block_group * Q);
     alignas(64) float data[kMaxTilePixels * kMaxTileBlocks * kLanes];
     alignas(64) int32_t counts[kMaxTilePixels * kMaxTileBlocks * kLanes];
-    for_tiles({group, 0}, begin, end, [&](TilePixels& pixels, Window& window) {
-        const Tile tile{data, pixels.places, pixels.count, Q, first, blocks};
-        if (shape_.reads_floats()) {
-            tile_->accumulate(window, weights_of(0, group, block_group), data);
-            return chain_.run(tile);
-        }
-        for (int i = 0; i < shape_.input_planes; i++) {
-            if (i)
+    Place places[kMaxTilePixels];
+    int held = 0;  // pixels of the tiles that wait for the chain: a short tile's way through it is mostly waiting
+    const auto run_chain = [&] {
+        const Tile tile{data, places, held, Q, first, blocks};
+        if (held) shape_.reads_floats() ? chain_.run(tile) : sum_up(0, 0, counts, tile);
+        held = 0;
+    };
+    for_tiles({group, 0, shift}, begin, end, [&](TilePixels& pixels, Window& window) {
+        for (int plane = 0; shape_.planes() > 1 && plane < shape_.planes(); plane++) {
+            const int weight_plane = plane % shape_.weight_planes;
+            if (plane && weight_plane == 0)
                 for (const uint32_t*& from : pixels.windows) from += plane_words_;
-            for (int m = 0; m < shape_.weight_planes; m++) {
-                tile_->accumulate(window, weights_of(m, group, block_group), counts);
-                sum_up(i, m, counts, tile);
-            }
+            tile_->accumulate(window, weights_of(weight_plane, group, block_group), counts);
+            sum_up(plane / shape_.weight_planes, weight_plane, counts,
+                   {data, pixels.places, pixels.count, Q, first, blocks});
         }
+        if (shape_.planes() > 1) return;
+        void* sums = shape_.reads_floats() ? static_cast<void*>(data + held * Q * kLanes) : counts + held * Q * kLanes;
+        tile_->accumulate(window, weights_of(0, group, block_group), sums);
+        std::copy(pixels.places, pixels.places + pixels.count, places + held);
+        held += pixels.count;
+        if (held + P > kMaxTilePixels) run_chain();
     });
+    run_chain();
 }
 
 // Groups whose outputs do not fill blocks: group after group, a tile's accumulators are put together before anything

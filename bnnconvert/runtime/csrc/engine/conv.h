@@ -39,6 +39,14 @@ class Conv {
     const ConvTile& tile() const { return *tile_; }
 
     void run(int samples, Pool& pool);
+    // The first pixels alone, in the calling thread.
+    void run_first(int64_t pixels) {
+        makes_rows_ ? accumulate_rows(0, pixels, scratch_.data()) : run_part(0, pixels, 0, block_groups_, {});
+    }
+    // Pixels [begin, end) of all samples; what the chain stores is moved by the shift.
+    void run_pixels(int64_t begin, int64_t end, const Place& shift) const {
+        run_part(begin, end, 0, block_groups_, shift);
+    }
 
     bool is_parallel = true;
 
@@ -59,9 +67,9 @@ class Conv {
     void for_tiles(const Source& source, int64_t begin, int64_t end, F&& use) const;
 
     // Pixels [begin, end) of all samples, groups of blocks [first, last).
-    void run_part(int64_t begin, int64_t end, int first, int last) const;
+    void run_part(int64_t begin, int64_t end, int first, int last, const Place& shift) const;
     void threshold(int64_t begin, int64_t end, int group, int block_group) const;
-    void accumulate(int64_t begin, int64_t end, int group, int block_group) const;
+    void accumulate(int64_t begin, int64_t end, int group, int block_group, const Place& shift) const;
     void accumulate_rows(int64_t begin, int64_t end, uint32_t* scratch) const;
     void sum_up(int input_plane, int weight_plane, const int32_t* counts, const Tile& tile) const;
 

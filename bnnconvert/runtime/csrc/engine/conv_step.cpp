@@ -38,9 +38,10 @@ ConvWeights elements_of(const StepSpec& step) {
     return weights;
 }
 
-class ConvStep : public Step {
+class ConvStep : public BandStep {
   public:
-    ConvStep(const StepSpec& step, const Build& build) : conv_(make(step, build)), dot_(step.conv.dot) {
+    ConvStep(const StepSpec& step, const Build& build)
+        : conv_(make(step, build)), dot_(step.conv.dot), height_(step.conv.height), width_(step.conv.width) {
         const ConvShape& s = step.conv;
         key_ = {static_cast<int>(s.dot), s.channels, s.outputs, s.groups, s.input_planes, s.weight_planes, s.kernel_h,
                 s.kernel_w, s.stride_h, s.stride_w, s.dilation_h, s.dilation_w, s.height, s.width,
@@ -57,6 +58,11 @@ class ConvStep : public Step {
         conv_.run(samples, pool);
     }
 
+    void run_band(const Band& band) const override {
+        const int64_t row = int64_t{band.sample} * height_;
+        conv_.run_pixels((row + band.begin) * width_, (row + band.end) * width_, band.shift);
+    }
+
     void tune(Pool& pool, Tuning& tuning) override {
         if (tuning.number != Tuning::kFastest) {
             conv_.use(*conv_.tiles()[static_cast<size_t>(tuning.number) % conv_.tiles().size()]);
@@ -65,7 +71,7 @@ class ConvStep : public Step {
         }
         const auto found = tuning.known.find(key_);
         if (found == tuning.known.end())
-            tuning.known[key_] = {fastest(pool), seconds};
+            tuning.known[key_] = {fastest(), seconds};
         else
             seconds = found->second.second;
         conv_.use(*tuning.known[key_].first);
@@ -74,36 +80,39 @@ class ConvStep : public Step {
 
   private:
     // The clock of a processor drifts by more than two tiles differ. So after a first look the best few take turns.
-    static constexpr size_t kFinalists = 3;
+    static constexpr size_t kFinalists = 4;
     static constexpr int kTurns = 2;
-    static constexpr double kNear = 1.2, kEqual = 1.04;
-    static constexpr double kLong = 1e-3;  // seconds: such a layer is timed once a look
+    static constexpr double kNear = 1.5, kEqual = 1.12;
+    static constexpr double kLook = 100e-6;  // seconds: of a longer layer only the first pixels are timed
 
-    double timed(const ConvTile& tile, Pool& pool) {
+    double timed(const ConvTile& tile, int64_t pixels) {
         conv_.use(tile);
         double least = 0;
         for (int i = 0; i < 2; i++) {
             const double start = now();
-            run(1, pool);
+            conv_.run_first(pixels);
             const double took = now() - start;
             if (i == 0 || took < least) least = took;
-            if (took > kLong) break;
         }
         return least;
     }
 
-    const ConvTile* fastest(Pool& pool) {
+    const ConvTile* fastest() {
+        const int64_t pixels = int64_t{height_} * width_;
+        const int64_t eighth = (pixels + 7) / 8;
+        const double rate = static_cast<double>(eighth) / timed(*conv_.tiles().front(), eighth);
+        const int64_t some = std::clamp<int64_t>(static_cast<int64_t>(kLook * rate), 1, pixels);
         std::vector<std::pair<double, const ConvTile*>> looks;
-        for (const ConvTile* tile : conv_.tiles()) looks.emplace_back(timed(*tile, pool), tile);
+        for (const ConvTile* tile : conv_.tiles()) looks.emplace_back(timed(*tile, some), tile);
         std::sort(looks.begin(), looks.end());
         while (looks.size() > kFinalists || looks.back().first > kNear * looks.front().first) looks.pop_back();
         for (int turn = 0; turn < kTurns && looks.size() > 1; turn++)
-            for (auto& [least, tile] : looks) least = std::min(least, timed(*tile, pool));
+            for (auto& [least, tile] : looks) least = std::min(least, timed(*tile, some));
         // Of equals the first in the table, whatever the noise says.
         const double enough = kEqual * std::min_element(looks.begin(), looks.end())->first;
         const ConvTile* best = nullptr;
         for (const auto& [least, tile] : looks)
-            if (least <= enough && (!best || tile < best)) best = tile, seconds = least;
+            if (least <= enough && (!best || tile < best)) best = tile, seconds = least * static_cast<double>(pixels) / static_cast<double>(some);
         return best;
     }
 
@@ -123,12 +132,13 @@ class ConvStep : public Step {
 
     Conv conv_;
     Dot dot_;
+    int height_, width_;
     std::vector<int> key_;
 };
 
 }  // namespace
 
-std::unique_ptr<Step> make_conv(const StepSpec& step, const Build& build) {
+std::unique_ptr<BandStep> make_conv(const StepSpec& step, const Build& build) {
     return std::make_unique<ConvStep>(step, build);
 }
 

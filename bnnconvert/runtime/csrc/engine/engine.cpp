@@ -131,28 +131,34 @@ void Engine::plan_memory(const Plan& plan) {
     }
 }
 
+std::unique_ptr<Step> Engine::make_step(const StepSpec& step, const Build& build) const {
+    switch (step.kind) {
+        case StepKind::input: return make_input(step, build, static_cast<int>(input_sizes_.size()));
+        case StepKind::output: return make_output(step, build, static_cast<int>(output_sizes_.size()));
+        case StepKind::conv: return make_conv(step, build);
+        case StepKind::window: return make_window(step, build);
+        case StepKind::map: return make_map(step, build);
+        case StepKind::softmax: return make_softmax(step, build);
+        case StepKind::pool_bits: return make_pool_bits(step, build);
+        case StepKind::copy: return make_copy(step, build);
+    }
+    return nullptr;
+}
+
 void Engine::build(const Plan& plan, int tile) {
     const Build build{plan, images_, kernels_, edges_, pool_.threads()};
     Tuning tuning{tile, {}};
-    for (const StepSpec& spec : plan.steps) {
-        std::unique_ptr<Step> step;
-        switch (spec.kind) {
-            case StepKind::input:
-                step = make_input(spec, build, static_cast<int>(input_sizes_.size()));
-                input_sizes_.push_back(int64_t{spec.channels} * spec.height * spec.width);
-                break;
-            case StepKind::output:
-                step = make_output(spec, build, static_cast<int>(output_sizes_.size()));
-                output_sizes_.push_back(int64_t{spec.channels} * spec.height * spec.width);
-                break;
-            case StepKind::conv: step = make_conv(spec, build); break;
-            case StepKind::window: step = make_window(spec, build); break;
-            case StepKind::map: step = make_map(spec, build); break;
-            case StepKind::softmax: step = make_softmax(spec, build); break;
-            case StepKind::pool_bits: step = make_pool_bits(spec, build); break;
-            case StepKind::copy: step = make_copy(spec, build); break;
-        }
+    for (size_t i = 0; i < plan.steps.size(); i++) {
+        const StepSpec& spec = plan.steps[i];
+        std::unique_ptr<Step> step = make_bands(build, i, tile != Tuning::kFastest);
+        if (step)
+            i++;
+        else
+            step = make_step(spec, build);
         step->layer = spec.name;
+        const int64_t size = int64_t{spec.channels} * spec.height * spec.width;
+        if (spec.kind == StepKind::input) input_sizes_.push_back(size);
+        if (spec.kind == StepKind::output) output_sizes_.push_back(size);
         const bool is_edge = spec.kind == StepKind::input || spec.kind == StepKind::output;
         if (!is_edge) {
             step->is_parallel = false;

@@ -23,6 +23,8 @@ struct Tuning {
     std::map<std::vector<int>, std::pair<const ConvTile*, double>> known;
 };
 
+struct Build;
+
 class Step {
   public:
     virtual ~Step() = default;
@@ -62,6 +64,7 @@ class Engine {
   private:
     void plan_memory(const Plan& plan);
     void build(const Plan& plan, int tile);
+    std::unique_ptr<Step> make_step(const StepSpec& step, const Build& build) const;
 
     Pool pool_;
     const Kernels& kernels_;

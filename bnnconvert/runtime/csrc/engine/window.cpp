@@ -4,7 +4,7 @@
 namespace bnn {
 namespace {
 
-class Windows : public Step {
+class Windows : public BandStep {
   public:
     Windows(const StepSpec& step, const Build& build)
         : positions_{step.height, step.width, step.channels}, shape_(step.conv), reduce_(step.reduce),
@@ -21,20 +21,28 @@ class Windows : public Step {
 
     void run(int samples, Pool& pool) override {
         run_tiles(positions_, samples, is_parallel ? pool.threads() : 1, pool, chain_, [&](const Tile& tile) {
-            for (int p = 0; p < tile.pixels; p++) fill(tile, p);
+            for (int p = 0; p < tile.pixels; p++) fill(tile, p, {});
+        });
+    }
+
+    void run_band(const Band& band) const override {
+        const int64_t row = int64_t{band.sample} * positions_.height;
+        const int64_t begin = (row + band.begin) * positions_.width, end = (row + band.end) * positions_.width;
+        fill_tiles(positions_, begin, end, chain_, [&](const Tile& tile) {
+            for (int p = 0; p < tile.pixels; p++) fill(tile, p, band.shift);
         });
     }
 
   private:
     static constexpr int kAtOnce = 64;  // taps of a window at the border
 
-    void fill(const Tile& tile, int p) const {
+    void fill(const Tile& tile, int p, const Place& shift) const {
         const Place& place = tile.places[p];
         const int y = place.y * shape_.stride_h - shape_.top, x = place.x * shape_.stride_w - shape_.left;
         const int below = y + (shape_.kernel_h - 1) * shape_.dilation_h;
         const int right = x + (shape_.kernel_w - 1) * shape_.dilation_w;
         float* out = tile.data + int64_t{p} * tile.row * kLanes;
-        const float* from = reinterpret_cast<const float*>(at(input_, {place.sample, y, x})) + kLanes * tile.first;
+        const float* from = reinterpret_cast<const float*>(at(input_, {place.sample - shift.sample, y - shift.y, x})) + kLanes * tile.first;
         WindowInput input{from, weights_ ? weights_ + kLanes * tile.first : nullptr, taps_.data(),
                           static_cast<int>(taps_.size())};
         int inside = input.count;
@@ -81,7 +89,7 @@ class Windows : public Step {
 
 }  // namespace
 
-std::unique_ptr<Step> make_window(const StepSpec& step, const Build& build) {
+std::unique_ptr<BandStep> make_window(const StepSpec& step, const Build& build) {
     return std::make_unique<Windows>(step, build);
 }
 
