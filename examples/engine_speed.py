@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 import bnnconvert
+from bnnconvert.bench.turns import turn
 from bnnconvert.report.table import Column, Table, number
 from bnnconvert.runtime import Session, native
 
@@ -30,6 +31,8 @@ LAYERS = ((64, 56), (128, 28), (256, 14), (512, 7))
 """Channels and size: 115.6 million multiply-adds each."""
 MEASURED = "4"
 """The second of three binary layers: bits come in and bits go out."""
+TURN = 0.03
+"""Seconds."""
 
 
 def network(channels: int) -> nn.Sequential:
@@ -46,6 +49,18 @@ def session_of(channels: int, size: int, folder: Path) -> Session:
     student = bnnconvert.convert(network(channels), "xnor", input_shape=(1, 3, size, size))
     bnnconvert.export(student, path)
     return Session(path)
+
+
+class Steps:
+    """Runs of a session, each giving the seconds of the second layer."""
+
+    def __init__(self, session: Session, x: np.ndarray) -> None:
+        self.session, self.x, self.tile = session, x, ""
+
+    def __call__(self) -> float:
+        (step,) = (step for step in self.session.measure(self.x) if step.layer == MEASURED)
+        self.tile = step.tile
+        return step.seconds
 
 
 def openvino_layer(channels: int, size: int) -> Callable[[], float]:
@@ -105,13 +120,11 @@ def main(line: list[str] | None = None) -> None:
         bounds.append(native.peak(isa))
         clocks.append(native.clock())
         for index, (session, x) in enumerate(zip(sessions, inputs, strict=True)):
-            session.run(x)
-            (step,) = (s for s in session.measure(x) if s.layer == MEASURED)
-            seconds[index].append(step.seconds)
-            tiles[index] = step.tile
+            steps = Steps(session, x)
+            seconds[index] += turn(steps, TURN)
+            tiles[index] = steps.tile
         for times, run in zip(peer_seconds, peers, strict=True):
-            run()
-            times.append(run())
+            times += turn(run, TURN)
     bound = statistics.median(bounds)
     rows = []
     for index, (channels, size) in enumerate(LAYERS):

@@ -21,12 +21,15 @@ import torch
 from torch import nn
 
 import bnnconvert
+from bnnconvert.bench.turns import turn
 from bnnconvert.report.table import Column, Table, number
 from bnnconvert.runtime import Session
 
 SHAPES = ((128, 2048, 2048), (64, 4096, 4096), (32, 8192, 8192), (1, 4096, 4096))
 """Rows, inputs and outputs."""
 MEASURED = "2"
+TURN = 0.03
+"""Seconds."""
 
 
 def ours(recipe: str, rows: int, inputs: int, outputs: int, folder: Path) -> Callable[[], float]:
@@ -94,8 +97,7 @@ def main(line: list[str] | None = None) -> None:
             times: dict[str, list[float]] = {name: [] for name in runs}
             for _ in range(arguments.rounds):
                 for name, run in runs.items():
-                    run()
-                    times[name].append(run())
+                    times[name] += turn(run, TURN)
             results.append({"shape": shape, "us": {name: 1e6 * statistics.median(t) for name, t in times.items()}})
     if arguments.json:
         print(json.dumps(results, indent=2))

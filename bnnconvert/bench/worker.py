@@ -17,10 +17,10 @@ import numpy as np
 
 from bnnconvert.bench.peers import peer_class
 from bnnconvert.bench.peers.base import Files
+from bnnconvert.bench.turns import turn
 from bnnconvert.errors import brief
 
 WARM_UP = 2
-LEAST_RUNS = 3
 
 
 def main() -> None:
@@ -51,22 +51,9 @@ def main() -> None:
     for line in sys.stdin:
         command = json.loads(line)
         if "run" in command:
-            answer({"seconds": _turn(predict, x, command["run"])})
+            answer({"seconds": turn(lambda: _timed(predict, x), command["run"])})
         else:
             answer({"layers": [asdict(layer) for layer in peer.layers(x)]})
-
-
-def _turn(predict: Any, x: Any, seconds: float) -> list[float]:
-    """The times of the runs that a turn has room for, three at least; those of its first third are not counted."""
-    start = time.perf_counter()
-    while True:
-        _timed(predict, x)
-        if time.perf_counter() - start >= seconds / 3:
-            break
-    times = []
-    while len(times) < LEAST_RUNS or time.perf_counter() - start < seconds:
-        times.append(_timed(predict, x))
-    return times
 
 
 def _timed(predict: Any, x: Any) -> float:

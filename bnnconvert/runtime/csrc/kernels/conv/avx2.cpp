@@ -261,9 +261,9 @@ constexpr ConvTile byte_tile(const char* name) {
 }  // namespace
 
 const ConvTile kConvAvx2[] = {
-    binary_tile<Binary, 4, 1>("4x1"),   binary_tile<Binary, 2, 2>("2x2"),
-    binary_tile<Binary, 1, 2>("1x2"),   CarrySave::tile<1, 1>("carry-save 1x1"),
-    CarrySave::tile<2, 1>("carry-save 2x1"),  CarrySave::tile<1, 2>("carry-save 1x2"),
+    CarrySave::tile<1, 2>("carry-save 1x2"),  CarrySave::tile<1, 1>("carry-save 1x1"),
+    CarrySave::tile<2, 1>("carry-save 2x1"),  binary_tile<Binary, 2, 2>("2x2"),
+    binary_tile<Binary, 4, 1>("4x1"),   binary_tile<Binary, 1, 2>("1x2"),
     float_tile<FloatDot, 6, 1>("6x1"),
     float_tile<FloatDot, 3, 2>("3x2"),  float_tile<FloatDot, 1, 4>("1x4"),
     byte_tile<4, 1>("4x1"),                   byte_tile<2, 2>("2x2"),
