@@ -79,9 +79,10 @@ class ConvStep : public BandStep {
     }
 
   private:
-    // The clock of a processor drifts by more than two tiles differ. So after a first look the best few take turns.
+    // The clock of a processor drifts by more than two tiles differ, and it is slow at first after a pause. So after a
+    // first look the best few take turns, and with them the first in the table, which is the best as a rule.
     static constexpr size_t kFinalists = 4;
-    static constexpr int kTurns = 2;
+    static constexpr int kTurns = 3;
     static constexpr double kNear = 1.5, kEqual = 1.12;
     static constexpr double kLook = 100e-6;  // seconds: of a longer layer only the first pixels are timed
 
@@ -104,8 +105,9 @@ class ConvStep : public BandStep {
         const int64_t some = std::clamp<int64_t>(static_cast<int64_t>(kLook * rate), 1, pixels);
         std::vector<std::pair<double, const ConvTile*>> looks;
         for (const ConvTile* tile : conv_.tiles()) looks.emplace_back(timed(*tile, some), tile);
-        std::sort(looks.begin(), looks.end());
-        while (looks.size() > kFinalists || looks.back().first > kNear * looks.front().first) looks.pop_back();
+        std::sort(looks.begin() + 1, looks.end());
+        while (looks.size() > kFinalists || (looks.size() > 2 && looks.back().first > kNear * looks[1].first))
+            looks.pop_back();
         for (int turn = 0; turn < kTurns && looks.size() > 1; turn++)
             for (auto& [least, tile] : looks) least = std::min(least, timed(*tile, some));
         // Of equals the first in the table, whatever the noise says.
