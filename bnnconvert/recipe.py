@@ -2,7 +2,6 @@
 
 import tomllib
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from bnnconvert.values.tables import nearest
 @cache
 def recipes_folder() -> Path:
     """Folder of the shipped recipes: inside the wheel, or beside the package in a checkout."""
-    package = Path(str(files("bnnconvert")))
+    package = Path(__file__).parent
     shipped = package / "recipes"
     return shipped if shipped.is_dir() else package.parent / "recipes"
 
