@@ -104,7 +104,9 @@ std::unique_ptr<Step> make_bands(const Build& build, size_t number, bool always)
     const int between = stored(conv);
     if (between < 0 || conv.input == between || pool.kind != StepKind::window || pool.input != between) return nullptr;
     const ImageSpec& spec = build.spec(between);
-    if (spec.channels != conv.channels || (!always && spec.sample() * 4 < kWorthBands)) return nullptr;
+    // In whole blocks, as a read of the last one would reach into the next band, which another thread may be writing.
+    if (spec.channels != conv.channels || spec.channels % kLanes != 0) return nullptr;
+    if (!always && spec.sample() * 4 < kWorthBands) return nullptr;
     for (const ChainSpec& op : pool.chain)
         if (op.image == between) return nullptr;
     for (size_t i = 0; i < steps.size(); i++)
