@@ -15,4 +15,4 @@ cmake -S "$root/bnnconvert/runtime/csrc" -B "$build" -DBNN_HOST=ON -DCMAKE_BUILD
 cmake --build "$build" --parallel "$(nproc)"
 export BNNCONVERT_TEST_HOST="qemu-aarch64 -L /usr/aarch64-linux-gnu -E LD_LIBRARY_PATH=$build $build/host"
 cd "$root"
-"$venv/bin/python" -m pytest tests/runtime/test_native.py tests/runtime/test_hostile_plans.py "$@"
+"$venv/bin/python" -m pytest tests/runtime/test_native.py tests/runtime/test_hostile_plans.py -n "$(nproc)" "$@"

@@ -13,5 +13,5 @@ for sanitizers in address,undefined thread; do
         -DCMAKE_BUILD_TYPE=RelWithDebInfo >/dev/null
     cmake --build "$build" --parallel "$(nproc)"
     BNNCONVERT_TEST_HOST="$build/host" ASAN_OPTIONS=exitcode=99 UBSAN_OPTIONS=exitcode=99 TSAN_OPTIONS=exitcode=99 \
-        "$venv/bin/python" -m pytest tests/runtime/test_native.py tests/runtime/test_hostile_plans.py "$@"
+        "$venv/bin/python" -m pytest tests/runtime/test_native.py tests/runtime/test_hostile_plans.py -n "$(nproc)" "$@"
 done
