@@ -13,6 +13,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from bnnconvert.pipeline import bench
 from bnnconvert.report.table import Column, Table, number
 from bnnconvert.runtime import Session
 from bnnconvert.values.data import Data, Images
-from bnnconvert.values.report import BenchReport
+from bnnconvert.values.report import BenchLayer, BenchReport
 
 SHAPE = (3, 224, 224)
 VARIANTS = (("bireal", "float"), ("bireal", "int8"), ("xnor", "int8"), ("bnn", "float"))
@@ -43,6 +44,8 @@ class Row:
     peers: dict[str, float]
     """The float original in other runtimes."""
     failures: dict[str, str]
+    parts: dict[str, float]
+    """Where our time goes, by the engine's own profile."""
 
 
 def network() -> nn.Module:
@@ -65,6 +68,25 @@ def noise(samples: int = 32) -> Data:
     return Data(images, images, None, SHAPE, "uint8", (0.5,) * 3, (0.25,) * 3, "noise")
 
 
+def part_of(layer: BenchLayer) -> str:
+    """The part of a ResNet that a layer belongs to."""
+    if layer.is_binary:
+        return "binary 3x3 layers"
+    if layer.name in ("conv1", "maxpool"):
+        return "7x7 stem and max pool"
+    if layer.name.startswith("layer"):
+        return "shortcuts: average pools, 1x1 convolutions"
+    return "input, classifier, output"
+
+
+def parts_of(layers: Sequence[BenchLayer]) -> dict[str, float]:
+    """Seconds of each part."""
+    parts: dict[str, float] = {}
+    for layer in layers:
+        parts[part_of(layer)] = parts.get(part_of(layer), 0.0) + layer.seconds
+    return parts
+
+
 def row_of(name: str, report: BenchReport) -> Row:
     """What the table shows of a bench report."""
     ours, *others = report.peers
@@ -76,6 +98,7 @@ def row_of(name: str, report: BenchReport) -> Row:
         ours.spread,
         {peer.name: peer.median for peer in others if peer.median is not None},
         {peer.name: peer.failure for peer in others if peer.failure is not None},
+        parts_of(report.layers),
     )
 
 
@@ -118,6 +141,13 @@ def table(rows: list[Row]) -> Table:
     return Table("", tuple(columns), tuple(cells))
 
 
+def parts_table(rows: list[Row]) -> Table:
+    """Where the time goes: one row per part."""
+    names = dict.fromkeys(part for row in rows for part in row.parts)
+    cells = [(part, *(f"{1000 * row.parts[part]:.2f}" if part in row.parts else "" for row in rows)) for part in names]
+    return Table("", (Column("part, ms"), *(number(row.name) for row in rows)), tuple(cells))
+
+
 def main(line: list[str] | None = None) -> None:
     """Export, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -144,6 +174,7 @@ def main(line: list[str] | None = None) -> None:
         print(json.dumps(figures, indent=2))
         return
     print(table(rows).markdown())
+    print(parts_table(rows).markdown())
     for failure in sorted({f"{name}: {why}" for row in rows for name, why in row.failures.items()}):
         print(failure)
     print(f"\nTime to open the first: {1000 * opening:.0f} ms.")

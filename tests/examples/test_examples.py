@@ -149,6 +149,8 @@ def test_resnet18_speed_has_a_row_per_artifact(
     found = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in found["rows"]] == ["bireal, float ends", "bireal, int8 ends"]
     assert all(row["seconds"] > 0 and "torch" in row["peers"] for row in found["rows"])
+    parts = {"binary 3x3 layers", "7x7 stem and max pool", "input, classifier, output"}
+    assert all(set(row["parts"]) - {"shortcuts: average pools, 1x1 convolutions"} == parts for row in found["rows"])
     assert found["opening"] > 0
 
 
