@@ -70,10 +70,10 @@ def noise(samples: int = 32) -> Data:
 
 def part_of(layer: BenchLayer) -> str:
     """The part of a ResNet that a layer belongs to."""
-    if layer.is_binary:
-        return "binary 3x3 layers"
     if layer.name in ("conv1", "maxpool"):
         return "7x7 stem and max pool"
+    if layer.is_binary and layer.name.startswith("layer"):
+        return "binary 3x3 layers"
     if layer.name.startswith("layer"):
         return "shortcuts: average pools, 1x1 convolutions"
     return "input, classifier, output"
