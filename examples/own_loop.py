@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import bnnconvert
 from bnnconvert.load.data import load_data
-from bnnconvert.train import advance_estimators, clip_latent, parameter_groups, prepare, reestimate_batch_norm
+from bnnconvert.train import advance_schedules, clip_latent, parameter_groups, prepare, reestimate_batch_norm
 from bnnconvert.values.data import normalise
 
 BATCH = 64
@@ -40,7 +40,7 @@ def main(*, teacher_epochs: int = 10, epochs: int = 10, folder: Path | None = No
     # Latent weights must not decay like others, and learned thresholds not at all: the groups know.
     optimizer = torch.optim.Adam(parameter_groups(net, settings.optimizer), lr=1e-3)
     for epoch in range(epochs):
-        advance_estimators(net, epoch / epochs)  # a surrogate gradient may have a schedule
+        advance_schedules(net, epoch / epochs)  # a surrogate gradient may have a schedule
         net.train()
         for batch in torch.randperm(len(x)).split(BATCH):
             with torch.no_grad():

@@ -46,8 +46,8 @@ def steps_of(recipe: Recipe, batch: int) -> dict[str, Step]:
     theirs = trainer(net, recipe)
     return {
         "float": lambda: theirs(F.cross_entropy(net(x), labels)),
-        "student": lambda: ours(plain(student.model, x, labels, check=False).loss),
-        "student with teacher": lambda: ours(full(student.model, x, labels, check=False).loss),
+        "student": lambda: ours(plain(student.model, x, labels, progress=0.0, check=False).loss),
+        "student with teacher": lambda: ours(full(student.model, x, labels, progress=0.0, check=False).loss),
     }
 
 

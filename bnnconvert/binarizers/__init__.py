@@ -1,6 +1,10 @@
 """Binarizers: one method one file, one row each."""
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
+
+from torch import nn
 
 from bnnconvert.binarizers.base import InputBinarizer, WeightBinarizer
 from bnnconvert.binarizers.libra import LibraWeight
@@ -24,13 +28,13 @@ INPUT_BINARIZERS: dict[str, type[InputBinarizer]] = {
 }
 
 
-def build_weight_binarizer(named: Named, *, where: str) -> WeightBinarizer:
-    """Weight binarizer that a rule's `weights` asks for.
+def build_weight_binarizer(named: Named, shape: tuple[int, ...], *, where: str) -> WeightBinarizer:
+    """Weight binarizer for a latent weight of this shape that a rule's `weights` asks for.
 
     Raises: UsageError naming the key below `where`.
     """
-    named, fixed = _with_estimator(named, where=where)
-    return build_row(WEIGHT_BINARIZERS, named, where=where, what="weight binarizer", **fixed)
+    named, fixed = _with_estimator(WEIGHT_BINARIZERS, named, where=where)
+    return build_row(WEIGHT_BINARIZERS, named, where=where, what="weight binarizer", shape=shape, **fixed)
 
 
 def build_input_binarizer(named: Named, channels: int, *, where: str) -> InputBinarizer:
@@ -38,13 +42,20 @@ def build_input_binarizer(named: Named, channels: int, *, where: str) -> InputBi
 
     Raises: UsageError naming the key below `where`.
     """
-    named, fixed = _with_estimator(named, where=where)
+    named, fixed = _with_estimator(INPUT_BINARIZERS, named, where=where)
     return build_row(INPUT_BINARIZERS, named, where=where, what="input binarizer", channels=channels, **fixed)
 
 
-def _with_estimator(named: Named, *, where: str) -> tuple[Named, dict[str, Any]]:
+def takes_estimator(row: type[nn.Module]) -> bool:
+    """Whether the recipe chooses the surrogate gradient; a method may bring its own."""
+    return "estimator" in inspect.signature(row).parameters
+
+
+def _with_estimator(table: Mapping[str, type[nn.Module]], named: Named, *, where: str) -> tuple[Named, dict[str, Any]]:
     """The row without its `estimator` key, and the estimator built from it: a name, or a table with options."""
     options = named.options
+    if named.name in table and not takes_estimator(table[named.name]):
+        return named, {}  # so that the key is an unknown option there
     given = options.pop("estimator", None)
     if given is None:
         return named, {}

@@ -43,7 +43,10 @@ class Encoder:
 
 
 class WeightBinarizer(nn.Module, ABC):
-    """Binarizes a latent weight, output channel first. Stored by the layer that owns the weight."""
+    """Binarizes a latent weight, output channel first. Stored by the layer that owns the weight.
+
+    A row that has parameters of its own takes the weight's `shape` in its constructor.
+    """
 
     source: ClassVar[str]
     clip: float | None = None
@@ -52,6 +55,16 @@ class WeightBinarizer(nn.Module, ABC):
     @abstractmethod
     def planes(self, weight: Tensor) -> list[Plane]:
         """Planes of a latent weight of shape (O, ...); deployed as they are in evaluation mode."""
+
+    def relaxed(self, weight: Tensor) -> Tensor:
+        """Float stand-in for the quantized weight in stages whose weights are not binary yet: the latent weight."""
+        return weight
+
+    def calibrate(self, weight: Tensor) -> None:
+        """Set starting values from the latent weight, when it is converted and when a stage makes it binary."""
+
+    def advance(self, progress: float) -> None:
+        """Move a schedule to `progress`, the share of the run that is done, in [0, 1]."""
 
     def forward(self, weight: Tensor) -> Tensor:
         """Quantized weight, sum of scaled planes; same shape as `weight`."""
@@ -81,6 +94,9 @@ class InputBinarizer(nn.Module, ABC):
 
     def calibrate(self, x: Tensor) -> None:
         """Set data-dependent starting values from one batch; most methods have none."""
+
+    def advance(self, progress: float) -> None:
+        """Move a schedule to `progress`, the share of the run that is done, in [0, 1]."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantized activation, sum of scaled planes; same shape as `x`."""

@@ -75,7 +75,8 @@ class BinaryLayer(nn.Module):
             if self.inputs_are_binary and self.pads_ones:  # +1 in every plane
                 one = float(self.input_binarizer.encoder().scale.sum())
             x = self.input_binarizer(x) if self.inputs_are_binary else self.input_binarizer.relaxed(x)
-        weight = self.weight_binarizer(self.weight) if self.weights_are_binary else self.weight
+        weights = self.weight_binarizer
+        weight = weights(self.weight) if self.weights_are_binary else weights.relaxed(self.weight)
         return self.linear_map(x, weight, one=one)
 
     def _exact(self, x: Tensor) -> Tensor:

@@ -32,6 +32,9 @@ from bnnconvert.values.recipe import Recipe
 from bnnconvert.values.run import SUFFIX, RunDirectory, find_run, new_run
 from bnnconvert.values.tables import look_up
 
+EXAMPLE_SHAPE = (8, 8, 3, 3)
+"""Of a weight, to look at a recipe's options without a model."""
+
 
 def convert(
     model: nn.Module,
@@ -88,7 +91,7 @@ def check_recipe(recipe: Recipe) -> list[Rewrite]:
     for number, rule in enumerate(recipe.layers):
         where = f"recipe {recipe.name!r}, layers[{number}]"
         if rule.weights is not None:
-            build_weight_binarizer(rule.weights, where=f"{where}.weights")
+            build_weight_binarizer(rule.weights, EXAMPLE_SHAPE, where=f"{where}.weights")
         if rule.inputs is not None:
             build_input_binarizer(rule.inputs, 1, where=f"{where}.inputs")
     build_losses(recipe.training.losses)

@@ -32,7 +32,7 @@ class Binarize(Rewrite):
         assert layer is not None
         assert layer.weights is not None
         where = f"layers[{layer.rule}]"
-        weights = build_weight_binarizer(layer.weights, where=f"{where}.weights")
+        weights = build_weight_binarizer(layer.weights, layer.facts.weight_shape, where=f"{where}.weights")
         channels = module.in_channels if isinstance(module, nn.Conv2d) else layer.facts.weight_shape[1]
         inputs = (
             None if layer.inputs is None else build_input_binarizer(layer.inputs, channels, where=f"{where}.inputs")
@@ -44,4 +44,5 @@ class Binarize(Rewrite):
         else:
             assert isinstance(module, nn.Linear)
             twin = BinaryLinear.from_float(module, weight_binarizer=weights, input_binarizer=inputs)
+        weights.calibrate(module.weight.detach())
         set_module(graph, layer.facts.path, twin.train(module.training))

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from bnnconvert.binarizers.base import InputBinarizer, WeightBinarizer
 from bnnconvert.estimators.base import Estimator
 from bnnconvert.layers.base import BinaryLayer
 
@@ -14,16 +15,19 @@ def binary_layers(student: nn.Module) -> Iterator[tuple[str, BinaryLayer]]:
     return ((path, module) for path, module in student.named_modules() if isinstance(module, BinaryLayer))
 
 
+@torch.no_grad()
 def set_stage(student: nn.Module, *, weights: bool, inputs: bool) -> None:
-    """Choose which operands are binary in every binary layer."""
+    """Choose which operands are binary in every binary layer; weights that become so give new starting values."""
     for _, layer in binary_layers(student):
+        if weights and not layer.weights_are_binary:
+            layer.weight_binarizer.calibrate(layer.weight)
         layer.weights_are_binary, layer.inputs_are_binary = weights, inputs
 
 
-def advance_estimators(student: nn.Module, progress: float) -> None:
-    """Move every estimator's schedule to `progress`, the share of the run that is done."""
+def advance_schedules(student: nn.Module, progress: float) -> None:
+    """Move the schedule of every estimator and binarizer to `progress`, the share of the run that is done."""
     for module in student.modules():
-        if isinstance(module, Estimator):
+        if isinstance(module, Estimator | WeightBinarizer | InputBinarizer):
             module.advance(progress)
 
 

@@ -30,7 +30,7 @@ from bnnconvert.train.calibrate import calibrate_inputs, reestimate_batch_norm, 
 from bnnconvert.train.checkpoint import State, collect_parts, restore_parts
 from bnnconvert.train.diagnose import refuse_bad_parameters, refuse_not_finite
 from bnnconvert.train.engine import engine, has_unused_parameters, share_buffers, sums
-from bnnconvert.train.latent import advance_estimators, clip_latent, set_stage, weight_signs
+from bnnconvert.train.latent import advance_schedules, clip_latent, set_stage, weight_signs
 from bnnconvert.train.layout import keep_gradient_layout, use_layout
 from bnnconvert.train.metrics import Tally, measure_accuracy
 from bnnconvert.train.monitor import dead_channels, flip_ratios
@@ -175,7 +175,7 @@ class FineTuning:
     def _begin_run(self) -> None:
         """Calibrate the binary student, measure it, then begin the first stage."""
         set_stage(self.student, weights=True, inputs=True)
-        advance_estimators(self.student, 0.0)
+        advance_schedules(self.student, 0.0)
         self._calibrate()
         self._reestimate()
         self.state.start_accuracy = self._held_out_accuracy()
@@ -203,7 +203,7 @@ class FineTuning:
         if done == 0:
             state.tally, state.epoch_seconds = Tally(), state.seconds
         end = min((epoch + 1) * self.per_epoch, self.total)
-        advance_estimators(self.student, epoch * self.per_epoch / self.total)
+        advance_schedules(self.student, epoch * self.per_epoch / self.total)
         self.batches.go_to(epoch, done)
         self.student.train()
         clock = time.monotonic()
@@ -287,7 +287,7 @@ class FineTuning:
         x = to_input(augmented(images, self.setup.augmentation, draws, rank=rank, ranks=ranks), self.views.data)
         torch.manual_seed(derive_seed(seed, "step", state.step, rank))
         with accelerator.autocast():
-            made = self.objective(self.wrapped, x, labels, check=first_epoch)
+            made = self.objective(self.wrapped, x, labels, progress=state.step / self.total, check=first_epoch)
         count = labels.new_tensor(len(labels))
         correct = (made.logits.detach().argmax(dim=1) == labels).sum()
         totals = sums(accelerator, [made.loss * count, correct, count])

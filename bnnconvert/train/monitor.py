@@ -17,7 +17,7 @@ def flip_ratios(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str
 
 @torch.no_grad()
 def dead_channels(student: nn.Module, x: Tensor) -> dict[str, DeadChannels]:
-    """Input channels whose sign is the same for the whole batch, by the layer's path; each plane counts.
+    """Input channels whose bits are the same for the whole batch, by the layer's path.
 
     Shapes: x (N, C, ...), the student's input.
     """
@@ -46,10 +46,8 @@ def dead_channels(student: nn.Module, x: Tensor) -> dict[str, DeadChannels]:
 
 
 def _count(binarizer: InputBinarizer, x: Tensor) -> DeadChannels:
-    minus = plus = channels = 0
-    for plane in binarizer.planes(x):
-        values = plane.pm1.transpose(0, 1).flatten(1)
-        channels += values.shape[0]
-        minus += int((values.amax(dim=1) < 0).sum())
-        plus += int((values.amin(dim=1) > 0).sum())
-    return DeadChannels(channels, minus, plus)
+    """A channel is dead if none of its planes changes; which kind, its first plane says."""
+    planes = torch.stack([plane.pm1.transpose(0, 1).flatten(1) for plane in binarizer.planes(x)])  # (P, C, n)
+    dead = (planes.amin(dim=2) == planes.amax(dim=2)).all(dim=0)
+    plus = dead & (planes[0, :, 0] > 0)
+    return DeadChannels(len(dead), int((dead & ~plus).sum()), int(plus.sum()))

@@ -89,6 +89,15 @@ class Loss(Named):
     """One term of the loss."""
 
     weight: Annotated[float, Field(gt=0)] = 1.0
+    since: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    until: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the run at which the term begins, and at which it ends."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Loss":
+        if self.since >= self.until:
+            raise ValueError(f"it begins at {self.since:g} of the run and ends at {self.until:g}")
+        return self
 
 
 class Training(Section):
@@ -116,6 +125,8 @@ class Training(Section):
         total = sum(stage.share for stage in self.stages)
         if abs(total - 1) > 1e-6:
             raise ValueError(f"the shares of the stages add up to {total:g}, not 1")
+        if not any((loss.since, loss.until) == (0, 1) for loss in self.losses):
+            raise ValueError("one of the losses must last for the whole run")
         last = self.stages[-1]
         if not (last.weights and last.inputs):
             raise ValueError("the last stage must have binary weights and inputs, or nothing could be packed")

@@ -1,18 +1,20 @@
 """Each binarizer against the closed-form case that the literature notes give."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bnnconvert.binarizers import (
     INPUT_BINARIZERS,
     WEIGHT_BINARIZERS,
     build_input_binarizer,
     build_weight_binarizer,
+    takes_estimator,
 )
-from bnnconvert.binarizers.base import InputBinarizer, WeightBinarizer
+from bnnconvert.binarizers.base import InputBinarizer, Plane, WeightBinarizer
 from bnnconvert.binarizers.libra import LibraWeight
 from bnnconvert.binarizers.scaled_sign import ScaledSignWeight
 from bnnconvert.binarizers.shifted_sign import ShiftedSignInput
@@ -127,8 +129,13 @@ def test_reactnet_shift_starts_at_minus_the_channel_means() -> None:
     torch.testing.assert_close(binarizer.shift.detach(), -x.mean((0, 2, 3)))
 
 
+def named(table: Mapping[str, type[nn.Module]], name: str) -> Named:
+    """A row with an estimator, if it takes one."""
+    return Named(name=name, **({"estimator": "clip"} if takes_estimator(table[name]) else {}))
+
+
 def make_input(name: str, channels: int) -> InputBinarizer:
-    return build_input_binarizer(Named(name=name, estimator="clip"), channels, where="test")
+    return build_input_binarizer(named(INPUT_BINARIZERS, name), channels, where="test")
 
 
 @pytest.mark.parametrize("name", INPUT_BINARIZERS)
@@ -149,8 +156,9 @@ def test_encoder_gives_the_bits_of_the_planes(name: str) -> None:
 @pytest.mark.parametrize("name", WEIGHT_BINARIZERS)
 @pytest.mark.parametrize("shape", [(4, 3, 3, 3), (5, 7)])
 def test_weight_planes_are_plus_minus_one_and_carry_gradient(name: str, shape: tuple[int, ...]) -> None:
-    binarizer = build_weight_binarizer(Named(name=name, estimator="clip"), where="test")
+    binarizer = build_weight_binarizer(named(WEIGHT_BINARIZERS, name), shape, where="test")
     w = (torch.randn(shape) / 3).requires_grad_()
+    binarizer.calibrate(w.detach())
     for plane in binarizer.planes(w):
         assert set(plane.pm1.unique().tolist()) <= {-1.0, 1.0}
         assert plane.scale is None or plane.scale.shape == (shape[0],)
@@ -178,5 +186,18 @@ def test_every_row_names_its_source(table: dict[str, type]) -> None:
 )
 def test_wrong_names_and_options_are_refused_by_key(named: dict[str, object], words: str) -> None:
     with pytest.raises(UsageError, match=r"layers\[0\]\.weights") as error:
-        build_weight_binarizer(Named(**named), where="layers[0].weights")
+        build_weight_binarizer(Named(**named), (8, 4, 3, 3), where="layers[0].weights")
     assert words in str(error.value)
+
+
+def test_an_estimator_is_an_unknown_option_of_a_method_that_brings_its_own() -> None:
+    class Own(WeightBinarizer):
+        source = "tests"
+
+        def planes(self, weight: Tensor) -> list[Plane]:
+            return [Plane(weight.sign())]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(WEIGHT_BINARIZERS, "own", Own)
+        with pytest.raises(UsageError, match="has no option 'estimator'"):
+            build_weight_binarizer(Named(name="own", estimator="clip"), (2, 3), where="layers[0].weights")

@@ -14,7 +14,7 @@ from bnnconvert.train.losses.distill import Distill
 from bnnconvert.train.losses.distribution import Distribution
 from bnnconvert.train.losses.feature_match import FeatureMatch
 from bnnconvert.train.objective import Objective, build_losses
-from bnnconvert.values.recipe import Loss
+from bnnconvert.values.recipe import Loss, Training
 from tests.train.toys import make_student, make_teacher
 
 # Apprentice: y = 0, z_S = [0, 0], z_T = [ln 3, 0], so p_T = [3/4, 1/4].
@@ -151,7 +151,7 @@ def test_every_loss_is_a_scalar_with_gradient_to_the_student_only(name: str) -> 
     student, teacher = make_student(), make_teacher()
     named = [Loss.model_validate({"name": name, "weight": 2.0} | options)]
     objective = Objective(named, student, teacher, device=torch.device("cpu"))
-    made = objective(student, torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0]), check=True)
+    made = objective(student, torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0]), progress=0.0, check=True)
     objective.close()
     made.loss.backward()
     assert made.loss.shape == ()
@@ -173,3 +173,19 @@ def test_features_are_kept_from_in_place_activations() -> None:
     assert objective.teacher is not None
     _, features = objective.teacher(torch.randn(4, 3, 8, 8) * 10)
     assert features["conv_norm"].abs().max() > 1
+
+
+def test_a_term_counts_only_in_its_part_of_the_run() -> None:
+    named = [Loss(name="cross-entropy"), Loss(name="cross-entropy", weight=2.0, since=0.25, until=0.5)]
+    student = make_student().eval()
+    objective = Objective(named, student, None, device=torch.device("cpu"))
+    x, labels = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])
+    at = [objective(student, x, labels, progress=p, check=False).loss.item() for p in (0.2, 0.25, 0.49, 0.5)]
+    assert at == pytest.approx([at[0], 3 * at[0], 3 * at[0], at[0]])
+
+
+def test_a_term_that_ends_before_it_begins_or_leaves_a_run_without_loss_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"begins at 0\.5"):
+        Loss(name="cross-entropy", since=0.5, until=0.5)
+    with pytest.raises(ValueError, match="whole run"):
+        Training(losses=[Loss(name="cross-entropy", until=0.5)])

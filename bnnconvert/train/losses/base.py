@@ -35,6 +35,15 @@ class Loss(ABC):
         """
         return []
 
+    def bind(self, student: nn.Module) -> None:
+        """Look at the student once before training, for terms about weights or about what reaches a sign.
+
+        Raises: UsageError where the student has nothing that the term is about.
+        """
+
+    def close(self) -> None:
+        """Take off the student what `bind` put there."""
+
     @abstractmethod
     def __call__(self, outputs: Outputs) -> Tensor:
         """The loss as a scalar with gradient to the student only."""
