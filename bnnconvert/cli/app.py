@@ -7,6 +7,7 @@ import typer
 
 from bnnconvert import __version__
 from bnnconvert.cli.bench import bench
+from bnnconvert.cli.compare import compare
 from bnnconvert.cli.convert import convert
 from bnnconvert.cli.evaluate import evaluate
 from bnnconvert.cli.export import export
@@ -25,6 +26,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
     "verify": verify,
     "bench": bench,
+    "compare": compare,
     "inspect": inspect,
     "recipes": recipes,
 }

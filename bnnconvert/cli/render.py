@@ -134,7 +134,8 @@ class TrainingBar:
         self._console.print(Text(message), soft_wrap=True)
 
     def done(self, report: TrainReport) -> None:
-        """Take the bar away."""
+        """Take the bar away; another run may follow."""
+        self._bar.remove_task(self._task)
         self._bar.stop()
 
     def _epoch(self, step: int) -> str:

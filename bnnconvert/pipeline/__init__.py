@@ -1,6 +1,7 @@
 """The stages in order, and the Python API. Only this package imports all stages."""
 
 from bnnconvert.pipeline.bench import bench
+from bnnconvert.pipeline.compare import compare
 from bnnconvert.pipeline.convert import check_recipe, convert, convert_model, open_run
 from bnnconvert.pipeline.evaluate import evaluate
 from bnnconvert.pipeline.export import export
@@ -13,6 +14,7 @@ __all__ = [
     "Student",
     "bench",
     "check_recipe",
+    "compare",
     "convert",
     "convert_model",
     "evaluate",

@@ -1,0 +1,242 @@
+"""Several recipes on one model under equal conditions: the same data, epochs and seed.
+
+OUT/conditions.json          what all recipes have in common
+OUT/compare.json             all results
+OUT/NAME.json                one recipe's result, written when it is done
+OUT/NAME.bnn                 its run, which goes on from its checkpoint
+OUT/NAME.packed.safetensors
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
+from torch import nn
+
+from bnnconvert.errors import RefusalError, UsageError, first_line
+from bnnconvert.load.data import load_data
+from bnnconvert.load.model import load_model
+from bnnconvert.pipeline.convert import check_recipe, convert_model, open_run
+from bnnconvert.pipeline.export import export
+from bnnconvert.pipeline.finetune import finetune
+from bnnconvert.pipeline.speeds import speeds
+from bnnconvert.pipeline.student import Student
+from bnnconvert.pipeline.targets import PACKED_SUFFIX
+from bnnconvert.pipeline.verify import verify
+from bnnconvert.recipe import parse_recipe, recipe_text
+from bnnconvert.runtime import Session
+from bnnconvert.train import evaluate_samples
+from bnnconvert.train.cost import step_cost
+from bnnconvert.values.comparison import ComparedRecipe, Comparison, Conditions, Figures
+from bnnconvert.values.data import Data
+from bnnconvert.values.files import write_text
+from bnnconvert.values.progress import Progress, Silent
+from bnnconvert.values.report import VerifyReport
+
+
+def compare(
+    spec: str,
+    data: str,
+    recipes: Sequence[str],
+    *,
+    model: str | None = None,
+    trust_pickle: bool = False,
+    input_shape: Sequence[int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    epochs: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    out: str | Path = "compare",
+    progress: Progress | None = None,
+) -> Comparison:
+    """Convert, fine-tune, export and measure each recipe, going on where an earlier call was stopped.
+
+    A recipe that refuses the model has its reason in the result and stops nothing.
+
+    Raises: UsageError for wrong names, and for a folder that holds a comparison under other conditions.
+    """
+    told, out = progress or Silent(), Path(out)
+    texts = _texts(recipes)
+    loaded = load_data(data, mean=mean, std=std)
+    if loaded.test is None:
+        raise UsageError(f"{data}: has no test set, on which recipes are compared; add test/ or val/.")
+    original = load_model(spec, model=model, trust_pickle=trust_pickle)
+    conditions = Conditions(source=spec, source_sha256=original.sha256, data=data, epochs=epochs, seed=seed)
+    _claim(out, conditions)
+    done = []
+    for number, (name, text) in enumerate(texts.items(), start=1):
+        found = _result(out, name, text)
+        if found is None:
+            told.note(f"{name} ({number} of {len(texts)})")
+            try:
+                student = _run(
+                    out / f"{name}.bnn",
+                    spec,
+                    text,
+                    model,
+                    trust_pickle,
+                    input_shape=input_shape,
+                    data=data,
+                    mean=mean,
+                    std=std,
+                )
+                found = _measure(student, name, text, loaded, epochs, seed, device, progress=told)
+            except RefusalError as refusal:
+                found = ComparedRecipe(recipe=name, recipe_sha256=_sha256(text), figures=None, refusal=str(refusal))
+            write_text(out / f"{name}.json", found.model_dump_json(indent=2) + "\n")
+        done.append(found)
+    own, times = speeds(original.module, {r.recipe: out / f"{r.recipe}{PACKED_SUFFIX}" for r in done}, loaded)
+    comparison = Comparison(
+        conditions=conditions,
+        float_accuracy=_accuracy(original.module, loaded, device),
+        float_bytes=sum(t.numel() * t.element_size() for t in original.module.state_dict().values()),
+        float_milliseconds=own,
+        recipes=tuple(done),
+        milliseconds=times,
+    )
+    write_text(out / "compare.json", comparison.model_dump_json(indent=2) + "\n")
+    return comparison
+
+
+def _texts(recipes: Sequence[str]) -> dict[str, str]:
+    """Text of each recipe by its name, every one checked before anything is trained."""
+    texts: dict[str, str] = {}
+    for given in recipes:
+        text = recipe_text(given)
+        recipe = parse_recipe(text, where=given)
+        check_recipe(recipe)
+        if recipe.name in texts:
+            raise UsageError(f"--recipes: {recipe.name!r} comes twice; give each recipe a name of its own.")
+        texts[recipe.name] = text
+    return texts
+
+
+def _claim(out: Path, conditions: Conditions) -> None:
+    """Make the folder, or see that it was made for the same conditions."""
+    file = out / "conditions.json"
+    if file.exists():
+        try:
+            known = Conditions.model_validate_json(file.read_bytes())
+        except ValidationError as error:
+            raise UsageError(
+                f"{file}: cannot be read ({first_line(error)}); choose another folder with --out."
+            ) from error
+        differ = [key for key in Conditions.model_fields if getattr(known, key) != getattr(conditions, key)]
+        if differ:
+            was, now = getattr(known, differ[0]), getattr(conditions, differ[0])
+            raise UsageError(
+                f"{out}: holds a comparison with {differ[0]} {was!r}, not {now!r}; choose another folder with --out."
+            )
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be made ({error.strerror}); choose another folder with --out.") from error
+    write_text(file, conditions.model_dump_json(indent=2) + "\n")
+
+
+def _run(run: Path, spec: str, text: str, model: str | None, trust_pickle: bool, **options: Any) -> Student:
+    """The recipe's run, made from the text that was checked where there is none yet."""
+    if (run / "run.json").exists():
+        return open_run(run)
+    file = run.with_suffix(".toml")
+    write_text(file, text)
+    return convert_model(spec, str(file), model=model, trust_pickle=trust_pickle, out=run, **options)
+
+
+def _result(out: Path, name: str, text: str) -> ComparedRecipe | None:
+    file = out / f"{name}.json"
+    if not file.exists():
+        return None
+    try:
+        found = ComparedRecipe.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise UsageError(f"{file}: cannot be read ({first_line(error)}); remove it to measure {name} again.") from error
+    if found.recipe_sha256 != _sha256(text):
+        raise UsageError(f"{file}: was made with another text of recipe {name!r}; choose another folder with --out.")
+    return found
+
+
+def _measure(
+    student: Student,
+    name: str,
+    text: str,
+    data: Data,
+    epochs: int | None,
+    seed: int,
+    device: str | None,
+    *,
+    progress: Progress,
+) -> ComparedRecipe:
+    """Train and export a run; a recipe that cannot be exported has figures without a packed file."""
+    assert student.run is not None
+    assert data.test is not None
+    converted, ratio = _converted(student, data, device), _ratio(student, data)
+    trained = finetune(student, data, epochs=epochs, seed=seed, device=device, resume=True, progress=progress)
+    figures = Figures(
+        converted=converted,
+        fine_tuned=_accuracy(student.model, data, device),
+        samples=len(data.test),
+        epochs=trained.epochs,
+        best_epoch=trained.best_epoch,
+        held_out=trained.held_out_accuracy,
+        minutes=trained.seconds / 60,
+        step_ratio=ratio,
+    )
+    refusal = None
+    packed = student.run.path.with_name(f"{name}{PACKED_SUFFIX}")
+    try:
+        exported = export(student, packed)
+    except RefusalError as error:
+        refusal = str(error)
+    else:
+        compared = verify(packed, against=student, data=data)
+        assert isinstance(compared, VerifyReport)
+        figures = figures.model_copy(
+            update={
+                "packed": evaluate_samples(Session(packed).run, data.test, data, as_numpy=True).accuracy,
+                "agreement": compared.agreement,
+                "unexplained_samples": compared.unexplained_samples,
+                "predicted_bytes": exported.predicted_bytes,
+                "tensor_bytes": exported.tensor_bytes,
+                "file_bytes": exported.file_bytes,
+            }
+        )
+    return ComparedRecipe(recipe=name, recipe_sha256=_sha256(text), figures=figures, refusal=refusal)
+
+
+def _converted(student: Student, data: Data, device: str | None) -> float:
+    """Accuracy as converted, whatever the run has become since."""
+    assert student.run is not None
+    now = {name: tensor.clone() for name, tensor in student.model.state_dict().items()}
+    student.model.load_state_dict(load_file(student.run.file("student.safetensors")))
+    accuracy = _accuracy(student.model, data, device)
+    student.model.load_state_dict(now)
+    return accuracy
+
+
+def _ratio(student: Student, data: Data) -> float:
+    chosen = torch.arange(min(student.recipe.training.batch_size, len(data.train)))
+    _, labels = data.train.batch(chosen)
+    x = data.inputs(data.train, chosen)
+    return step_cost(student.model, student.teacher, student.recipe.training, x, labels).ratio
+
+
+def _accuracy(model: nn.Module, data: Data, device: str | None) -> float:
+    assert data.test is not None
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model.to(where).eval()
+    try:
+        with torch.no_grad():
+            return evaluate_samples(model, data.test, data, device=where).accuracy
+    finally:
+        model.cpu()
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

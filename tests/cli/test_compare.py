@@ -1,0 +1,63 @@
+"""`bnnconvert compare` as typed, on scikit-learn's digits."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bnnconvert.recipe import recipe_text
+from tests.cli.conftest import Shell, small_net
+
+LINE = ("compare", "model.pt", "--data", "digits", "--epochs", "1", "--device", "cpu", "--recipes")
+
+
+@pytest.fixture
+def compared(shell: Shell) -> Shell:
+    torch.manual_seed(0)
+    torch.save(small_net(), "model.pt")
+    # A recipe that would leave everything float refuses the model, and stops nothing.
+    text = recipe_text("xnor").replace('name = "xnor"', 'name = "wrong"')
+    keep = '[[layers]]\nmatch = {}\nkeep = "nothing is wanted here"\n\n[training]'
+    Path("wrong.toml").write_text(text[: text.index("[[layers]]")] + keep + text[text.index("[training]") + 10 :])
+    shell.ok(*LINE, "xnor,wrong.toml,bwn")
+    return shell
+
+
+def test_recipes_are_compared_and_go_on_where_they_were_stopped(compared: Shell) -> None:
+    found = json.loads(Path("compare/compare.json").read_text())
+    by_name = {recipe["recipe"]: recipe for recipe in found["recipes"]}
+    for name in ("xnor", "bwn"):
+        figures = by_name[name]["figures"]
+        assert figures["samples"] == 359
+        assert figures["unexplained_samples"] == 0
+        assert figures["packed"] == pytest.approx(figures["fine_tuned"], abs=0.01)
+        assert figures["predicted_bytes"] == figures["tensor_bytes"] < found["float_bytes"]
+        assert figures["step_ratio"] > 0.5
+        assert found["milliseconds"][name] > 0
+    assert by_name["wrong"]["figures"] is None
+    assert "nothing is wanted here" in by_name["wrong"]["refusal"]
+    assert Path("compare/table.md").read_text().count("\n") == 6
+    assert Path("compare/plot.png").read_bytes().startswith(b"\x89PNG")
+
+    # Stopped before one result was written: its fine-tuned run is taken up, the others' results are left alone.
+    before = {path: path.stat().st_mtime_ns for path in Path("compare").glob("*.bnn/student.safetensors")}
+    kept = Path("compare/bwn.json").stat().st_mtime_ns
+    Path("compare/xnor.json").unlink()
+    again = compared.json(*LINE, "xnor,wrong.toml,bwn")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert Path("compare/bwn.json").stat().st_mtime_ns == kept
+    figures = next(recipe["figures"] for recipe in again["recipes"] if recipe["recipe"] == "xnor")
+    assert figures["packed"] == by_name["xnor"]["figures"]["packed"]
+
+    refused = compared.refused(*LINE[:5], "2", *LINE[6:], "xnor", code=2)
+    assert "holds a comparison with epochs 1, not 2" in refused
+    Path("wrong.toml").write_text(Path("wrong.toml").read_text() + "\n# another text\n")
+    assert "another text of recipe 'wrong'" in compared.refused(*LINE, "wrong.toml", code=2)
+
+
+def test_wrong_words_are_refused_before_anything_is_written(shell: Shell) -> None:
+    torch.save(small_net(), "model.pt")
+    assert "did you mean 'xnor'" in shell.refused(*LINE, "xnor,xnro", code=2)
+    assert "comes twice" in shell.refused(*LINE, "xnor,xnor", code=2)
+    assert "there is no such" in shell.refused(*LINE[:3], "nowhere", *LINE[4:], "xnor", code=2)
