@@ -24,7 +24,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 BLOCKS = [(match[1], match[2]) for match in FENCE.finditer(README)]
-LINES = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines() if line.strip()]
+SHELL = [block.replace("\\\n", " ") for language, block in BLOCKS if language == "bash"]
+LINES = [line for block in SHELL for line in block.splitlines() if line.strip()]
 
 
 def python_block(marker: str) -> str:
