@@ -16,6 +16,7 @@ from bnnconvert.cli.finetune import finetune
 from bnnconvert.cli.inspect import inspect
 from bnnconvert.cli.recipes import recipes
 from bnnconvert.cli.run import run
+from bnnconvert.cli.sensitivity import sensitivity
 from bnnconvert.cli.verify import verify
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -27,6 +28,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "verify": verify,
     "bench": bench,
     "compare": compare,
+    "sensitivity": sensitivity,
     "inspect": inspect,
     "recipes": recipes,
 }

@@ -7,6 +7,7 @@ from bnnconvert.pipeline.evaluate import evaluate
 from bnnconvert.pipeline.export import export
 from bnnconvert.pipeline.finetune import finetune
 from bnnconvert.pipeline.inspect import inspect
+from bnnconvert.pipeline.sensitivity import sensitivity
 from bnnconvert.pipeline.student import Student
 from bnnconvert.pipeline.verify import verify
 
@@ -22,5 +23,6 @@ __all__ = [
     "finetune",
     "inspect",
     "open_run",
+    "sensitivity",
     "verify",
 ]

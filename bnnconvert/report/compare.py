@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bnnconvert.errors import UsageError
+from bnnconvert.report.figure import new_figure
 from bnnconvert.report.table import Column, Table, number
 from bnnconvert.report.units import as_percent
 from bnnconvert.values.comparison import ComparedRecipe, Comparison
@@ -53,11 +53,7 @@ def plot_comparison(found: Comparison, path: Path) -> None:
 
     Raises: UsageError where matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError('A plot needs matplotlib; install it with `pip install "bnnconvert[plot]"`.') from error
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = new_figure(width=11, height=4.5)
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, label in ((left, "packed file, KiB"), (right, "one sample on one thread, ms")):
         axes.axhline(100 * found.float_accuracy, color="grey", linestyle="--", linewidth=1)

@@ -198,3 +198,13 @@ def test_8_bit_ends_are_exported_and_verified(done: Shell) -> None:
     assert "8 bits in 0 and 8:" in shown.stdout
     report = done.json("verify", "e.packed.safetensors", "--against", "model.bnn", "--data", "digits")
     assert report["passed"]
+
+
+def test_sensitivity_as_typed(done: Shell) -> None:
+    found = done.json("sensitivity", "model.bnn", "--data", "digits", "--samples", "100", "--device", "cpu")
+    assert [layer["name"] for layer in found["layers"]] == ["3"]
+    shown = done.ok("sensitivity", "--data", "digits", "--samples", "100", "--plot", "s.png", "--device", "cpu")
+    assert "On 100 training images" in shown.stdout
+    assert Path("s.png").read_bytes().startswith(b"\x89PNG")
+    assert "--samples" in done("sensitivity", "--data", "digits", "--samples", "0").stderr
+    assert "there is no such" in done.refused("sensitivity", "--data", "nowhere", code=2)
