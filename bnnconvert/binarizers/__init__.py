@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from bnnconvert.binarizers.base import InputBinarizer, WeightBinarizer
+from bnnconvert.binarizers.learned_scale import LearnedScaleWeight
 from bnnconvert.binarizers.libra import LibraWeight
 from bnnconvert.binarizers.scaled_sign import ScaledSignWeight
 from bnnconvert.binarizers.shifted_sign import ShiftedSignInput
@@ -20,6 +21,7 @@ WEIGHT_BINARIZERS: dict[str, type[WeightBinarizer]] = {
     "sign": SignWeight,
     "scaled-sign": ScaledSignWeight,
     "libra": LibraWeight,
+    "learned-scale": LearnedScaleWeight,
 }
 
 INPUT_BINARIZERS: dict[str, type[InputBinarizer]] = {
