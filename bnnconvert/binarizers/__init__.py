@@ -9,9 +9,11 @@ from torch import nn
 from bnnconvert.binarizers.base import InputBinarizer, WeightBinarizer
 from bnnconvert.binarizers.learned_scale import LearnedScaleWeight
 from bnnconvert.binarizers.libra import LibraWeight
+from bnnconvert.binarizers.recu import RecuWeight
 from bnnconvert.binarizers.scaled_sign import ScaledSignWeight
 from bnnconvert.binarizers.shifted_sign import ShiftedSignInput
 from bnnconvert.binarizers.sign import SignInput, SignWeight
+from bnnconvert.binarizers.standardized_sign import StandardizedSignInput
 from bnnconvert.errors import UsageError
 from bnnconvert.estimators import ESTIMATORS
 from bnnconvert.values.recipe import Named
@@ -22,11 +24,13 @@ WEIGHT_BINARIZERS: dict[str, type[WeightBinarizer]] = {
     "scaled-sign": ScaledSignWeight,
     "libra": LibraWeight,
     "learned-scale": LearnedScaleWeight,
+    "recu": RecuWeight,
 }
 
 INPUT_BINARIZERS: dict[str, type[InputBinarizer]] = {
     "sign": SignInput,
     "shifted-sign": ShiftedSignInput,
+    "standardized-sign": StandardizedSignInput,
 }
 
 

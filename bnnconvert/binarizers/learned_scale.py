@@ -5,9 +5,8 @@ W^_o = |a_o| sign(W_o),   a_o starts at mean|W_o|, or at the median
 backward, with m = the estimator's derivative of sign:
   g_W = |a_o| m g,   g_a = sign(a_o) sum_j g_j sign(W_j)
 
-The absolute value keeps the scale from turning the filter's signs. Behind a batch norm the scale is free; what gives it
-a meaning is BNN+'s regulariser (loss `scale-regularizer`), whose least |W| - a is at 0 with a the mean in its square
-form and the median in its absolute form.
+The absolute value keeps the scale from turning the filter's signs. BNN+'s regulariser (loss `scale-regularizer`) pulls
+|W| towards it: for given weights its square form is least at the mean of |W|, its absolute form at the median.
 """
 
 from typing import ClassVar, Literal
