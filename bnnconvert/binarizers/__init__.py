@@ -9,6 +9,7 @@ from torch import nn
 from bnnconvert.binarizers.base import InputBinarizer, WeightBinarizer
 from bnnconvert.binarizers.learned_scale import LearnedScaleWeight
 from bnnconvert.binarizers.libra import LibraWeight
+from bnnconvert.binarizers.rbnn import RbnnWeight
 from bnnconvert.binarizers.recu import RecuWeight
 from bnnconvert.binarizers.scaled_sign import ScaledSignWeight
 from bnnconvert.binarizers.shifted_sign import ShiftedSignInput
@@ -25,6 +26,7 @@ WEIGHT_BINARIZERS: dict[str, type[WeightBinarizer]] = {
     "libra": LibraWeight,
     "learned-scale": LearnedScaleWeight,
     "recu": RecuWeight,
+    "rbnn": RbnnWeight,
 }
 
 INPUT_BINARIZERS: dict[str, type[InputBinarizer]] = {
