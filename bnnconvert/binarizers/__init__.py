@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from bnnconvert.binarizers.adabin import AdabinInput, AdabinWeight
 from bnnconvert.binarizers.base import InputBinarizer, WeightBinarizer
 from bnnconvert.binarizers.learned_scale import LearnedScaleWeight
 from bnnconvert.binarizers.libra import LibraWeight
@@ -27,12 +28,14 @@ WEIGHT_BINARIZERS: dict[str, type[WeightBinarizer]] = {
     "learned-scale": LearnedScaleWeight,
     "recu": RecuWeight,
     "rbnn": RbnnWeight,
+    "adabin": AdabinWeight,
 }
 
 INPUT_BINARIZERS: dict[str, type[InputBinarizer]] = {
     "sign": SignInput,
     "shifted-sign": ShiftedSignInput,
     "standardized-sign": StandardizedSignInput,
+    "adabin": AdabinInput,
 }
 
 
