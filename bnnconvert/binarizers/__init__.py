@@ -8,6 +8,7 @@ from torch import nn
 
 from bnnconvert.binarizers.adabin import AdabinInput, AdabinWeight
 from bnnconvert.binarizers.base import InputBinarizer, WeightBinarizer
+from bnnconvert.binarizers.biper import BiperWeight
 from bnnconvert.binarizers.learned_scale import LearnedScaleWeight
 from bnnconvert.binarizers.libra import LibraWeight
 from bnnconvert.binarizers.rbnn import RbnnWeight
@@ -29,6 +30,7 @@ WEIGHT_BINARIZERS: dict[str, type[WeightBinarizer]] = {
     "recu": RecuWeight,
     "rbnn": RbnnWeight,
     "adabin": AdabinWeight,
+    "biper": BiperWeight,
 }
 
 INPUT_BINARIZERS: dict[str, type[InputBinarizer]] = {
