@@ -29,7 +29,7 @@ BINARIZERS = {f"weights {n}": r for n, r in WEIGHT_BINARIZERS.items()} | {
 }
 # Folder, its table, and the files in it that are no rows: bases, tables, and what rows share.
 POINTS: dict[str, tuple[str, Mapping[str, Any], set[str]]] = {
-    "binarizers": ("binarizers", BINARIZERS, {"base"}),
+    "binarizers": ("binarizers", BINARIZERS, {"base", "codes"}),
     "estimators": ("estimators", ESTIMATORS, {"base"}),
     "rewrites": ("rewrite", REWRITES, {"base", "runner", "regions", "dead_signs"}),
     "losses": ("train/losses", LOSSES, {"base", "pairing"}),

@@ -9,8 +9,10 @@ from torch import nn
 from bnnconvert.binarizers.adabin import AdabinInput, AdabinWeight
 from bnnconvert.binarizers.base import InputBinarizer, WeightBinarizer
 from bnnconvert.binarizers.biper import BiperWeight
+from bnnconvert.binarizers.dorefa import DorefaInput, DorefaWeight
 from bnnconvert.binarizers.learned_scale import LearnedScaleWeight
 from bnnconvert.binarizers.libra import LibraWeight
+from bnnconvert.binarizers.pact import PactInput
 from bnnconvert.binarizers.rbnn import RbnnWeight
 from bnnconvert.binarizers.recu import RecuWeight
 from bnnconvert.binarizers.scaled_sign import ScaledSignWeight
@@ -31,6 +33,7 @@ WEIGHT_BINARIZERS: dict[str, type[WeightBinarizer]] = {
     "rbnn": RbnnWeight,
     "adabin": AdabinWeight,
     "biper": BiperWeight,
+    "dorefa": DorefaWeight,
 }
 
 INPUT_BINARIZERS: dict[str, type[InputBinarizer]] = {
@@ -38,6 +41,8 @@ INPUT_BINARIZERS: dict[str, type[InputBinarizer]] = {
     "shifted-sign": ShiftedSignInput,
     "standardized-sign": StandardizedSignInput,
     "adabin": AdabinInput,
+    "dorefa": DorefaInput,
+    "pact": PactInput,
 }
 
 

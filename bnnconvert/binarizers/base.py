@@ -51,6 +51,8 @@ class WeightBinarizer(nn.Module, ABC):
     source: ClassVar[str]
     clip: float | None = None
     """Latent weights are clamped to [-clip, clip] after each optimizer step; None leaves them alone."""
+    plane_count: int = 1
+    """Number of planes, for the plan: known before there is a weight."""
 
     @abstractmethod
     def planes(self, weight: Tensor) -> list[Plane]:
@@ -87,6 +89,10 @@ class InputBinarizer(nn.Module, ABC):
     @abstractmethod
     def encoder(self) -> Encoder:
         """The same map as thresholds, for the packed program."""
+
+    def scales(self) -> Tensor:
+        """Scale of each plane. Shapes: (P,)."""
+        return self.encoder().scale
 
     def relaxed(self, x: Tensor) -> Tensor:
         """Float stand-in for the signs in stages whose inputs are not binary yet: clip(-1, x, 1)."""

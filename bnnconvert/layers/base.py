@@ -58,7 +58,7 @@ class BinaryLayer(nn.Module):
         alphas = torch.stack([(ones if p.scale is None else p.scale).expand(out) for p in self.weight_planes()])
         if self.input_binarizer is None:
             return alphas
-        betas = self.input_binarizer.encoder().scale.to(alphas)
+        betas = self.input_binarizer.scales().to(alphas)
         return (betas[:, None, None] * alphas[None]).flatten(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class BinaryLayer(nn.Module):
         one = 1.0
         if self.input_binarizer is not None:
             if self.inputs_are_binary and self.pads_ones:  # +1 in every plane
-                one = float(self.input_binarizer.encoder().scale.sum())
+                one = float(self.input_binarizer.scales().sum())
             x = self.input_binarizer(x) if self.inputs_are_binary else self.input_binarizer.relaxed(x)
         weights = self.weight_binarizer
         weight = weights(self.weight) if self.weights_are_binary else weights.relaxed(self.weight)

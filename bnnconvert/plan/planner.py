@@ -2,6 +2,7 @@
 
 from difflib import get_close_matches
 
+from bnnconvert.binarizers import build_weight_binarizer
 from bnnconvert.errors import RefusalError, UsageError
 from bnnconvert.plan.rules import matches
 from bnnconvert.values.plan import LayerFacts, LayerPlan, Plan
@@ -35,6 +36,7 @@ def _decide(rules: list[Rule], facts: LayerFacts) -> LayerPlan:
     if facts.obstacle is not None:
         return LayerPlan(facts=facts, decision="float", reason=facts.obstacle, rule=index)
     assert rule.weights is not None
+    weights = build_weight_binarizer(rule.weights, facts.weight_shape, where=f"layers[{index}].weights")
     return LayerPlan(
         facts=facts,
         decision="weight-only" if rule.inputs is None else "binary",
@@ -44,6 +46,7 @@ def _decide(rules: list[Rule], facts: LayerFacts) -> LayerPlan:
         weights=rule.weights,
         inputs=rule.inputs,
         padding=rule.padding,
+        weight_planes=weights.plane_count,
     )
 
 

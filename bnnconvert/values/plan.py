@@ -65,11 +65,12 @@ class LayerPlan:
     weights: Named | None = None
     inputs: Named | None = None
     padding: Literal["zero", "one"] = "zero"
+    weight_planes: int = 1
 
     @property
     def bytes(self) -> int:
         """Weight bytes after conversion."""
-        return self.facts.float_bytes if self.decision == "float" else self.facts.packed_bytes()
+        return self.facts.float_bytes if self.decision == "float" else self.facts.packed_bytes(self.weight_planes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,3 +77,14 @@ def test_totals_add_up() -> None:
     assert totals["binary_layers"] == 6
     assert totals["packed_bytes"] == sum(p.bytes for p in plan.layers)
     assert plan.to_json()["totals"]["model_bytes"] == 123
+
+
+def test_bytes_count_every_weight_plane() -> None:
+    def packed(bits: int) -> int:
+        rule = f'[[layers]]\nweights = {{ name = "dorefa", bits = {bits} }}\ninputs = {{ name = "dorefa", bits = 2 }}\n'
+        found = plan_of(rule).layer("layer1.conv1")
+        assert found is not None
+        return found.bytes
+
+    assert packed(1) == 8 * 9  # 8 filters of 72 bits
+    assert packed(3) == 3 * packed(1)
