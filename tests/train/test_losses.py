@@ -6,9 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from bnnconvert.binarizers.pact import PactInput
 from bnnconvert.errors import UsageError
 from bnnconvert.train.losses import LOSSES, Outputs
 from bnnconvert.train.losses.attention_match import AttentionMatch
+from bnnconvert.train.losses.clip_level import ClipLevel
 from bnnconvert.train.losses.cross_entropy import CrossEntropy
 from bnnconvert.train.losses.distill import Distill
 from bnnconvert.train.losses.distribution import Distribution
@@ -149,15 +151,31 @@ def test_wrong_losses_are_named_with_their_key(loss: Loss, message: str) -> None
 def test_every_loss_is_a_scalar_with_gradient_to_the_student_only(name: str) -> None:
     options = {"at": ["conv_norm"]} if name.endswith("match") else {}
     student, teacher = make_student(), make_teacher()
+    student.get_submodule("conv").input_binarizer = PactInput(6)
     named = [Loss.model_validate({"name": name, "weight": 2.0} | options)]
     objective = Objective(named, student, teacher, device=torch.device("cpu"))
     made = objective(student, torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0]), progress=0.0, check=True)
     objective.close()
     made.loss.backward()
     assert made.loss.shape == ()
-    assert student.get_submodule("conv").weight.grad.abs().sum() > 0
+    assert sum(p.grad.abs().sum() for p in student.get_submodule("conv").parameters() if p.grad is not None) > 0
     assert all(p.grad is None for p in teacher.parameters())
     assert LOSSES[name].source
+
+
+def test_clip_level_is_weight_decay_of_pact_s_levels_and_of_nothing_else() -> None:
+    student = make_student()
+    student.get_submodule("conv").input_binarizer = PactInput(6, clip=3.0)
+    student.get_submodule("hidden").input_binarizer = PactInput(32, clip=0.5)
+    loss = ClipLevel()
+    loss.bind(student)
+    value = loss(outputs([0.0, 0.0])[1])
+    value.backward()
+    assert value.item() == (9 + 0.25) / 2
+    gradients = {name: p.grad.item() for name, p in student.named_parameters() if p.grad is not None}
+    assert gradients == {"conv.input_binarizer.clip": 3.0, "hidden.input_binarizer.clip": 0.5}
+    with pytest.raises(UsageError, match="inputs binarized by 'pact'"):
+        ClipLevel().bind(make_student())
 
 
 def test_a_loss_without_its_teacher_is_an_error() -> None:

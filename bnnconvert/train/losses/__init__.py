@@ -2,6 +2,7 @@
 
 from bnnconvert.train.losses.attention_match import AttentionMatch
 from bnnconvert.train.losses.base import Loss, Outputs
+from bnnconvert.train.losses.clip_level import ClipLevel
 from bnnconvert.train.losses.cross_entropy import CrossEntropy
 from bnnconvert.train.losses.distill import Distill
 from bnnconvert.train.losses.distribution import Distribution
@@ -13,6 +14,7 @@ LOSSES: dict[str, type[Loss]] = {
     "distribution": Distribution,
     "feature-match": FeatureMatch,
     "attention-match": AttentionMatch,
+    "clip-level": ClipLevel,
 }
 
 __all__ = ["LOSSES", "Loss", "Outputs"]
