@@ -22,6 +22,8 @@ from bnnconvert.rewrite import REWRITES
 from bnnconvert.rewrite.base import Promise, Rewrite
 from bnnconvert.train.losses import LOSSES
 from bnnconvert.train.losses.base import Loss
+from bnnconvert.train.optimizers import OPTIMIZERS
+from bnnconvert.train.optimizers.base import RecipeOptimizer
 
 PACKAGE = Path(bnnconvert.__file__).parent
 BINARIZERS = {f"weights {n}": r for n, r in WEIGHT_BINARIZERS.items()} | {
@@ -33,6 +35,7 @@ POINTS: dict[str, tuple[str, Mapping[str, Any], set[str]]] = {
     "estimators": ("estimators", ESTIMATORS, {"base"}),
     "rewrites": ("rewrite", REWRITES, {"base", "runner", "regions", "dead_signs"}),
     "losses": ("train/losses", LOSSES, {"base", "pairing"}),
+    "optimizers": ("train/optimizers", OPTIMIZERS, {"base", "groups"}),
     "folds": ("lower/folds", FOLDS, {"base", "table"}),
     "targets": ("exporters", {n: t.write for n, t in TARGETS.items()}, {"table", "verify", "boundary", "draft"}),
     "commands": ("cli", COMMANDS, {"app", "failures", "options", "render", "arrays"}),
@@ -42,6 +45,7 @@ SOURCED: list[tuple[type, Mapping[str, Any]]] = [
     (InputBinarizer, INPUT_BINARIZERS),
     (Estimator, ESTIMATORS),
     (Loss, LOSSES),
+    (RecipeOptimizer, OPTIMIZERS),
 ]
 
 

@@ -26,11 +26,10 @@ from bnnconvert.trace.dataflow import layer_facts
 from bnnconvert.trace.tracer import trace
 from bnnconvert.train import prepare
 from bnnconvert.train.objective import build_losses
-from bnnconvert.train.optimizers import OPTIMIZERS
+from bnnconvert.train.optimizers import check_optimizer
 from bnnconvert.values.data import Data, check_fits
 from bnnconvert.values.recipe import Recipe
 from bnnconvert.values.run import SUFFIX, RunDirectory, find_run, new_run
-from bnnconvert.values.tables import look_up
 
 EXAMPLE_SHAPE = (8, 8, 3, 3)
 """Of a weight, to look at a recipe's options without a model."""
@@ -88,15 +87,17 @@ def check_recipe(recipe: Recipe) -> list[Rewrite]:
     Raises: UsageError naming the key that is wrong.
     """
     rewrites = build_rewrites(recipe)
+    weights = []
     for number, rule in enumerate(recipe.layers):
         where = f"recipe {recipe.name!r}, layers[{number}]"
         if rule.weights is not None:
-            build_weight_binarizer(rule.weights, EXAMPLE_SHAPE, where=f"{where}.weights")
+            place = f"{where}.weights"
+            weights.append((place, build_weight_binarizer(rule.weights, EXAMPLE_SHAPE, where=place)))
         if rule.inputs is not None:
             build_input_binarizer(rule.inputs, 1, where=f"{where}.inputs")
     build_losses(recipe.training.losses)
     where = f"recipe {recipe.name!r}, training.optimizer"
-    look_up(OPTIMIZERS, recipe.training.optimizer.name, where=where, what="optimizer")
+    check_optimizer(recipe.training.optimizer, weights, EXAMPLE_SHAPE, where=where)
     return rewrites
 
 

@@ -15,6 +15,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
 from torch.fx import GraphModule
 
+from bnnconvert.errors import UsageError
 from bnnconvert.train.augment import Choice, augmented, choose
 from bnnconvert.train.batches import (
     EpochBatches,
@@ -35,7 +36,7 @@ from bnnconvert.train.layout import keep_gradient_layout, use_layout
 from bnnconvert.train.metrics import Tally, measure_accuracy
 from bnnconvert.train.monitor import dead_channels, flip_ratios
 from bnnconvert.train.objective import Objective
-from bnnconvert.train.optimizers import make_optimizer, set_weight_decay
+from bnnconvert.train.optimizers import enter_stage, make_optimizer, set_learning_rate
 from bnnconvert.train.record import Recorder
 from bnnconvert.train.schedule import Span, learning_rate, span_at, stage_spans
 from bnnconvert.train.setup import Setup, comparable_settings, override
@@ -133,6 +134,12 @@ class FineTuning:
         student.to(device)
         set_batch_norm_momentum(student, self.training.batch_norm_momentum)
         optimizer = make_optimizer(student, self.training.optimizer)
+        self.evaluations = optimizer.evaluations
+        if self.evaluations > 1 and setup.mixed_precision == "fp16":
+            name = self.training.optimizer.name
+            raise UsageError(
+                f"training.optimizer: {name!r} takes two gradients a step and fp16 may skip one; use bf16."
+            )
         self.objective = Objective(self.training.losses, student, teacher, device=device)
         if processes > 1:
             few = next(self.views.clean_batches(1, batch))[:2]
@@ -194,7 +201,7 @@ class FineTuning:
 
     def _set_stage(self, span: Span) -> None:
         set_stage(self.student, weights=span.stage.weights, inputs=span.stage.inputs)
-        set_weight_decay(self.optimizer, self.training.optimizer, span)
+        enter_stage(self.optimizer, self.training.optimizer, span)
 
     def _epoch(self) -> None:
         """The rest of the epoch that the run is in, then its measurements."""
@@ -285,24 +292,25 @@ class FineTuning:
         rank, ranks = accelerator.process_index, accelerator.num_processes
         draws = generator_for(seed, "augment", state.step)
         x = to_input(augmented(images, self.setup.augmentation, draws, rank=rank, ranks=ranks), self.views.data)
-        torch.manual_seed(derive_seed(seed, "step", state.step, rank))
-        with accelerator.autocast():
-            made = self.objective(self.wrapped, x, labels, progress=state.step / self.total, check=first_epoch)
-        count = labels.new_tensor(len(labels))
-        correct = (made.logits.detach().argmax(dim=1) == labels).sum()
-        totals = sums(accelerator, [made.loss * count, correct, count])
-        if not math.isfinite(totals[0]):
+        for evaluation in range(self.evaluations):
             torch.manual_seed(derive_seed(seed, "step", state.step, rank))
-            loss = float(made.loss.detach())
-            refuse_not_finite(self.student, x, loss=loss, step=state.step, teacher_logits=made.teacher_logits)
-        state.tally.add(*totals)
-        accelerator.backward(made.loss)
-        if self.training.gradient_clip is not None:
-            accelerator.clip_grad_norm_(self.student.parameters(), self.training.gradient_clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.training, self.spans, state.step)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+            with accelerator.autocast():
+                made = self.objective(self.wrapped, x, labels, progress=state.step / self.total, check=first_epoch)
+            count = labels.new_tensor(len(labels))
+            correct = (made.logits.detach().argmax(dim=1) == labels).sum()
+            totals = sums(accelerator, [made.loss * count, correct, count])
+            if not math.isfinite(totals[0]):
+                torch.manual_seed(derive_seed(seed, "step", state.step, rank))
+                loss = float(made.loss.detach())
+                refuse_not_finite(self.student, x, loss=loss, step=state.step, teacher_logits=made.teacher_logits)
+            if evaluation == 0:
+                state.tally.add(*totals)
+            accelerator.backward(made.loss)
+            if self.training.gradient_clip is not None:
+                accelerator.clip_grad_norm_(self.student.parameters(), self.training.gradient_clip)
+            set_learning_rate(self.optimizer, learning_rate(self.training, self.spans, state.step))
+            self.optimizer.step()
+            self.optimizer.zero_grad()
         clip_latent(self.student)
 
     def _calibrate(self) -> None:

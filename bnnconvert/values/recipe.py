@@ -62,15 +62,16 @@ class Rule(Section):
         return self
 
 
-class Optimizer(Section):
-    """Optimizer settings. Decay on binary weights pulls them towards their decision boundary, hence its own key."""
+class Optimizer(Named):
+    """Optimizer settings, with options of the row besides."""
 
     name: str = "adam"
     lr: Annotated[float, Field(gt=0)] = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    momentum: float = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     binary_weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decay on binary weights pulls them towards their decision boundary, hence its own key."""
+    glorot: bool = False
+    """Whether a layer's rate, while its weights are binary, is multiplied by sqrt((fan_in + fan_out) / 1.5)."""
 
 
 class Stage(Section):

@@ -51,7 +51,8 @@ def build_row(table: Mapping[str, Callable[..., T]], named: Named, *, where: str
     options = {}
     for name, value in named.options.items():
         if name not in known:
-            raise UsageError(f"{here} has no option {name!r}; {nearest(name, known)}")
+            common = type(named).model_fields.keys() - {"name"}
+            raise UsageError(f"{here} has no option {name!r}; {nearest(name, {*known, *common})}")
         options[name] = _checked(value, annotations.get(name, Any), where=f"{here}, option {name!r}")
     missing = [name for name in known if parameters[name].default is inspect.Parameter.empty and name not in options]
     if missing:
