@@ -14,12 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from bnnconvert.binarizers.base import InputBinarizer, Plane, WeightBinarizer
+from bnnconvert.layers.levels import filter_levels, levels
 
 
 class BinaryLayer(nn.Module):
     """A layer with binary weights and, unless it is weight-only, a binary input.
 
-    `weights_are_binary` and `inputs_are_binary` are switched off in early stages of a staged run.
+    `weights_are_binary` and `inputs_are_binary` are switched off in early stages of a staged run; the operand is then
+    the binarizer's float stand-in, on 2^bits levels where `weight_bits` or `input_bits` is given. Entries of the
+    latent weight where `held` is not 0 are frozen at that value.
     """
 
     kind: ClassVar[str]
@@ -29,6 +32,14 @@ class BinaryLayer(nn.Module):
     input_binarizer: InputBinarizer | None
     weights_are_binary: bool = True
     inputs_are_binary: bool = True
+    weight_bits: int | None = None
+    input_bits: int | None = None
+    held: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Only a run whose stages freeze weights has it, so it is no part of a student's state dict.
+        self.register_buffer("held", None, persistent=False)
 
     @property
     def pads_ones(self) -> bool:
@@ -74,10 +85,22 @@ class BinaryLayer(nn.Module):
         if self.input_binarizer is not None:
             if self.inputs_are_binary and self.pads_ones:  # +1 in every plane
                 one = float(self.input_binarizer.scales().sum())
-            x = self.input_binarizer(x) if self.inputs_are_binary else self.input_binarizer.relaxed(x)
-        weights = self.weight_binarizer
-        weight = weights(self.weight) if self.weights_are_binary else weights.relaxed(self.weight)
-        return self.linear_map(x, weight, one=one)
+            x = self.input_binarizer(x) if self.inputs_are_binary else self._relaxed_input(x)
+        return self.linear_map(x, self.effective_weight(), one=one)
+
+    def effective_weight(self) -> Tensor:
+        """The weight that a training step multiplies with: quantized, or what stands for it in this stage."""
+        # Through `where`, frozen entries get no gradient, so that they count in no norm of it either.
+        latent = self.weight if self.held is None else torch.where(self.held == 0, self.weight, self.held)
+        if self.weights_are_binary:
+            return self.weight_binarizer(latent)  # type: ignore[no-any-return]
+        weight = self.weight_binarizer.relaxed(latent)
+        return weight if self.weight_bits is None else filter_levels(weight, self.weight_bits)
+
+    def _relaxed_input(self, x: Tensor) -> Tensor:
+        assert self.input_binarizer is not None
+        x = self.input_binarizer.relaxed(x)
+        return x if self.input_bits is None else levels(x, self.input_bits)
 
     def _exact(self, x: Tensor) -> Tensor:
         inputs = [x] if self.input_binarizer is None else [p.pm1 for p in self.input_binarizer.planes(x)]

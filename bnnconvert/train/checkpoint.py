@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from bnnconvert.errors import ArtifactError, UsageError
+from bnnconvert.train.latent import held_weights, restore_held
 from bnnconvert.train.metrics import Tally
 from bnnconvert.values.files import atomic_write
 from bnnconvert.values.report import DeadChannels, EpochRecord
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass
@@ -85,6 +86,7 @@ def collect_parts(student: nn.Module, optimizer: Any, scaler: Any) -> dict[str, 
     """State dicts of everything that trains."""
     return {
         "student": student.state_dict(),
+        "held": held_weights(student),
         "optimizer": optimizer.state_dict(),
         "scaler": {} if scaler is None else scaler.state_dict(),
     }
@@ -93,6 +95,7 @@ def collect_parts(student: nn.Module, optimizer: Any, scaler: Any) -> dict[str, 
 def restore_parts(parts: dict[str, Any], student: nn.Module, optimizer: Any, scaler: Any) -> None:
     """Take up the state dicts of a checkpoint."""
     student.load_state_dict(parts["student"])
+    restore_held(student, parts["held"])
     optimizer.load_state_dict(parts["optimizer"])
     if scaler is not None:
         scaler.load_state_dict(parts["scaler"])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bnnconvert.binarizers.base import InputBinarizer, WeightBinarizer
-from bnnconvert.estimators.base import Estimator
+from bnnconvert.estimators.base import Estimator, sign_pm1
 from bnnconvert.layers.base import BinaryLayer
 
 
@@ -16,12 +16,17 @@ def binary_layers(student: nn.Module) -> Iterator[tuple[str, BinaryLayer]]:
 
 
 @torch.no_grad()
-def set_stage(student: nn.Module, *, weights: bool, inputs: bool) -> None:
-    """Choose which operands are binary in every binary layer; weights that become so give new starting values."""
+def set_stage(student: nn.Module, *, weights: bool | int, inputs: bool | int) -> None:
+    """Choose which operands are binary in every binary layer, a number being for a relaxation of so many bits.
+
+    Weights that become binary give new starting values.
+    """
     for _, layer in binary_layers(student):
-        if weights and not layer.weights_are_binary:
+        if weights is True and not layer.weights_are_binary:
             layer.weight_binarizer.calibrate(layer.weight)
-        layer.weights_are_binary, layer.inputs_are_binary = weights, inputs
+        layer.weights_are_binary, layer.inputs_are_binary = weights is True, inputs is True
+        layer.weight_bits = None if isinstance(weights, bool) else weights
+        layer.input_bits = None if isinstance(inputs, bool) else inputs
 
 
 def advance_schedules(student: nn.Module, progress: float) -> None:
@@ -33,11 +38,53 @@ def advance_schedules(student: nn.Module, progress: float) -> None:
 
 @torch.no_grad()
 def clip_latent(student: nn.Module) -> None:
-    """Clamp latent weights where the method asks for it; call after each optimizer step."""
+    """Clamp latent weights where the method asks for it, put frozen ones back; call after each optimizer step."""
     for _, layer in binary_layers(student):
         clip = layer.weight_binarizer.clip
         if clip is not None and layer.weights_are_binary:
             layer.weight.clamp_(-clip, clip)
+        _hold(layer)
+
+
+@torch.no_grad()
+def freeze_weights(student: nn.Module, share: float) -> None:
+    """Set a share of each filter's weights, largest magnitude first, to plus or minus a level and hold them there.
+
+    The level is the filter's mean magnitude when its first weights are frozen; those that are frozen stay so. A
+    share of 0 lets all go.
+    """
+    for _, layer in binary_layers(student):
+        if share == 0:
+            layer.held = None
+            continue
+        rows = layer.weight.flatten(1)
+        held = torch.zeros_like(rows) if layer.held is None else layer.held.flatten(1)
+        level = held.abs().amax(dim=1, keepdim=True)
+        # Not 0 for a filter of zeros, as that stands for a weight that is free.
+        first = rows.abs().mean(dim=1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
+        level = torch.where(level > 0, level, first)
+        magnitude = rows.abs().masked_fill(held != 0, torch.inf)
+        chosen = magnitude.topk(round(share * rows.shape[1]), dim=1).indices
+        values = torch.where(held != 0, held, sign_pm1(rows) * level)
+        mask = torch.zeros_like(rows).scatter_(1, chosen, 1.0)
+        layer.held = torch.empty_like(layer.weight).copy_((values * mask).view(layer.weight.shape))
+        _hold(layer)
+
+
+def held_weights(student: nn.Module) -> dict[str, Tensor]:
+    """Frozen values by path, 0 for weights that are free; layers without any are left out."""
+    return {path: layer.held for path, layer in binary_layers(student) if layer.held is not None}
+
+
+def restore_held(student: nn.Module, held: dict[str, Tensor]) -> None:
+    """Freeze what a checkpoint says."""
+    for path, layer in binary_layers(student):
+        layer.held = torch.empty_like(layer.weight.detach()).copy_(held[path]) if path in held else None
+
+
+def _hold(layer: BinaryLayer) -> None:
+    if layer.held is not None:
+        layer.weight.copy_(torch.where(layer.held == 0, layer.weight, layer.held))
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ from bnnconvert.train.calibrate import calibrate_inputs, reestimate_batch_norm, 
 from bnnconvert.train.checkpoint import State, collect_parts, restore_parts
 from bnnconvert.train.diagnose import refuse_bad_parameters, refuse_not_finite
 from bnnconvert.train.engine import engine, has_unused_parameters, share_buffers, sums
-from bnnconvert.train.latent import advance_schedules, clip_latent, set_stage, weight_signs
+from bnnconvert.train.latent import advance_schedules, clip_latent, freeze_weights, set_stage, weight_signs
 from bnnconvert.train.layout import keep_gradient_layout, use_layout
 from bnnconvert.train.metrics import Tally, measure_accuracy
 from bnnconvert.train.monitor import dead_channels, flip_ratios
@@ -102,6 +102,7 @@ def finetune(
 
 def _leave_ordinary(student: GraphModule, home: torch.device) -> None:
     set_stage(student, weights=True, inputs=True)
+    freeze_weights(student, 0)
     use_layout(student, torch.contiguous_format)
     student.zero_grad(set_to_none=True)
     student.to(home).eval()
@@ -192,6 +193,7 @@ class FineTuning:
     def _begin_stage(self, span: Span) -> None:
         """Choose the binary operands and fit to them what depends on them."""
         self._set_stage(span)
+        freeze_weights(self.student, span.stage.frozen)
         if span.index and self.training.schedule_spans == "stage":
             # A schedule that begins anew warms up anew, so the optimizer may forget the other stage's gradients.
             self.optimizer.state.clear()

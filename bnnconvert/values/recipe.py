@@ -1,8 +1,9 @@
 """What a recipe file may say. Pydantic models, unknown keys forbidden, so editors get a JSON schema too."""
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
@@ -74,16 +75,36 @@ class Optimizer(Named):
     """Whether a layer's rate, while its weights are binary, is multiplied by sqrt((fan_in + fan_out) / 1.5)."""
 
 
+def _operand(value: Any) -> Any:
+    if isinstance(value, bool) or (isinstance(value, int) and 2 <= value <= 8):
+        return value
+    raise ValueError("it must be true, false or a number of bits from 2 to 8")
+
+
+Operand = Annotated[bool | int, BeforeValidator(_operand)]
+"""Whether operands are binary; a number is for a relaxation of so many bits."""
+
+
 class Stage(Section):
     """A part of the run in which only some operands are binary."""
 
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the epochs; the shares of all stages add up to 1."""
-    weights: bool = True
-    inputs: bool = True
+    weights: Operand = True
+    inputs: Operand = True
+    frozen: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of each filter's weights, largest first, that is set to plus or minus its mean magnitude and held there."""
     lr: Annotated[float, Field(gt=0)] | None = None
     """Learning rate at the start of this stage; default: the optimizer's."""
     weight_decay: Annotated[float, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _frozen_or_binary(self) -> "Stage":
+        if 0 < self.frozen < 1 and self.weights is not False:
+            raise ValueError("`frozen` below 1 is for a stage with `weights = false`")
+        if self.frozen == 1 and self.weights is not True:
+            raise ValueError("where all weights are frozen they are binary; leave `weights` out")
+        return self
 
 
 class Loss(Named):
@@ -129,8 +150,13 @@ class Training(Section):
         if not any((loss.since, loss.until) == (0, 1) for loss in self.losses):
             raise ValueError("one of the losses must last for the whole run")
         last = self.stages[-1]
-        if not (last.weights and last.inputs):
+        if not (last.weights is True and last.inputs is True):
             raise ValueError("the last stage must have binary weights and inputs, or nothing could be packed")
+        for before, after in pairwise(self.stages):
+            if after.frozen < before.frozen and after.weights is not True:
+                raise ValueError(
+                    f"frozen weights stay frozen until all are binary, and {after.frozen:g} follows {before.frozen:g}"
+                )
         return self
 
 
