@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bnnconvert.channels import channel_sums, shift, wide
+from bnnconvert.channels import channel_moments, channel_sums, shift, wide
 
 
 @pytest.mark.parametrize("shape", [(4, 16, 8, 8), (3, 24, 5, 7), (1, 300, 3, 3), (0, 16, 8, 8)])
@@ -31,3 +31,16 @@ def test_sums_and_shift_of_features() -> None:
     torch.testing.assert_close(channel_sums(x), x.sum(0))
     torch.testing.assert_close(shift(x, by), x + by)
     assert wide(by, x).shape == (3,)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_moments_are_those_of_torch_with_their_gradients(layout: torch.memory_format) -> None:
+    x = (torch.randn(4, 3, 5, 6) * 2 + 1).contiguous(memory_format=layout).requires_grad_()
+    weights = torch.randn(2, 3)
+    ours = torch.stack(channel_moments(x))
+    (ours * weights).sum().backward()
+    variance, mean = torch.var_mean(x, [0, 2, 3], correction=0)
+    theirs = torch.stack([mean, variance])
+    torch.testing.assert_close(ours, theirs)
+    (expected,) = torch.autograd.grad((theirs * weights).sum(), x)
+    torch.testing.assert_close(x.grad, expected)

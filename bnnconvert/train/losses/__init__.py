@@ -7,6 +7,7 @@ from bnnconvert.train.losses.cross_entropy import CrossEntropy
 from bnnconvert.train.losses.distill import Distill
 from bnnconvert.train.losses.distribution import Distribution
 from bnnconvert.train.losses.feature_match import FeatureMatch
+from bnnconvert.train.losses.rad import Rad
 
 LOSSES: dict[str, type[Loss]] = {
     "cross-entropy": CrossEntropy,
@@ -15,6 +16,7 @@ LOSSES: dict[str, type[Loss]] = {
     "feature-match": FeatureMatch,
     "attention-match": AttentionMatch,
     "clip-level": ClipLevel,
+    "rad": Rad,
 }
 
 __all__ = ["LOSSES", "Loss", "Outputs"]
