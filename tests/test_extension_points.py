@@ -15,6 +15,8 @@ from bnnconvert.cli.app import COMMANDS
 from bnnconvert.estimators import ESTIMATORS
 from bnnconvert.estimators.base import Estimator
 from bnnconvert.exporters.table import TARGETS
+from bnnconvert.gains import GAINS
+from bnnconvert.gains.base import Gain
 from bnnconvert.load.data import SOURCES
 from bnnconvert.lower.folds.table import FOLDS
 from bnnconvert.recipe import load_recipe, recipe_names, recipes_folder
@@ -33,6 +35,7 @@ BINARIZERS = {f"weights {n}": r for n, r in WEIGHT_BINARIZERS.items()} | {
 POINTS: dict[str, tuple[str, Mapping[str, Any], set[str]]] = {
     "binarizers": ("binarizers", BINARIZERS, {"base", "codes"}),
     "estimators": ("estimators", ESTIMATORS, {"base"}),
+    "gains": ("gains", GAINS, {"base"}),
     "rewrites": ("rewrite", REWRITES, {"base", "runner", "regions", "dead_signs"}),
     "losses": ("train/losses", LOSSES, {"base", "pairing"}),
     "optimizers": ("train/optimizers", OPTIMIZERS, {"base", "groups"}),
@@ -44,6 +47,7 @@ SOURCED: list[tuple[type, Mapping[str, Any]]] = [
     (WeightBinarizer, WEIGHT_BINARIZERS),
     (InputBinarizer, INPUT_BINARIZERS),
     (Estimator, ESTIMATORS),
+    (Gain, GAINS),
     (Loss, LOSSES),
     (RecipeOptimizer, OPTIMIZERS),
 ]

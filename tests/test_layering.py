@@ -11,7 +11,7 @@ LAYERS: list[set[str]] = [
     {"errors", "bits"},
     {"values"},
     {"channels"},
-    {"recipe", "binarizers", "estimators"},
+    {"recipe", "binarizers", "estimators", "gains"},
     {"layers", "artifact", "graph"},
     {"load", "trace", "plan", "rewrite", "train", "lower", "runtime"},
     {"bench", "exporters", "report"},

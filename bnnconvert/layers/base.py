@@ -4,7 +4,7 @@
     evaluation   y = sum_pm beta_p alpha_m map(A_p, B_m) + bias             map of ±1 tensors: exact integers
 
 Both are the same sum. The second keeps the accumulator an integer, so that a packed program can reproduce it
-bit for bit: scale first, then planes added in the order p, m, then the bias.
+bit for bit: scale first, then planes added in the order p, m, then the gain where the layer has one, then the bias.
 """
 
 from abc import abstractmethod
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bnnconvert.binarizers.base import InputBinarizer, Plane, WeightBinarizer
+from bnnconvert.gains.base import Gain
 from bnnconvert.layers.levels import filter_levels, levels
 
 
@@ -30,6 +31,7 @@ class BinaryLayer(nn.Module):
     bias: nn.Parameter | None
     weight_binarizer: WeightBinarizer
     input_binarizer: InputBinarizer | None
+    gain: Gain | None
     weights_are_binary: bool = True
     inputs_are_binary: bool = True
     weight_bits: int | None = None
@@ -78,7 +80,13 @@ class BinaryLayer(nn.Module):
             y = self._mixed(x)
         else:
             y = self._exact(x)
+        if self.gain is not None and self._gain_applies(self.gain):
+            y = self.gain(x, y)
         return y if self.bias is None else y + self._per_channel(self.bias, y)
+
+    def _gain_applies(self, gain: Gain) -> bool:
+        are_binary = {"weights": self.weights_are_binary, "inputs": self.inputs_are_binary}
+        return gain.stands_for is None or are_binary[gain.stands_for]
 
     def _mixed(self, x: Tensor) -> Tensor:
         one = 1.0

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnnconvert.binarizers.base import InputBinarizer, WeightBinarizer
+from bnnconvert.gains.base import Gain
 from bnnconvert.layers.base import BinaryLayer, parameters_of
 
 
@@ -29,6 +30,7 @@ class BinaryConv2d(BinaryLayer):
         weight_binarizer: WeightBinarizer,
         input_binarizer: InputBinarizer | None,
         pad_bit: Literal["zero", "one"] = "zero",
+        gain: Gain | None = None,
     ) -> None:
         super().__init__()
         self.weight = weight
@@ -37,6 +39,7 @@ class BinaryConv2d(BinaryLayer):
         self.pad_bit = pad_bit
         self.weight_binarizer = weight_binarizer
         self.input_binarizer = input_binarizer
+        self.gain = gain
 
     @classmethod
     def from_float(
@@ -46,6 +49,7 @@ class BinaryConv2d(BinaryLayer):
         weight_binarizer: WeightBinarizer,
         input_binarizer: InputBinarizer | None,
         pad_bit: Literal["zero", "one"] = "zero",
+        gain: Gain | None = None,
     ) -> "BinaryConv2d":
         """The binary twin of a float convolution, sharing its parameters."""
         assert not isinstance(conv.padding, str), "the planner keeps convolutions with named padding float"
@@ -60,6 +64,7 @@ class BinaryConv2d(BinaryLayer):
             weight_binarizer=weight_binarizer,
             input_binarizer=input_binarizer,
             pad_bit=pad_bit,
+            gain=gain,
         )
 
     @property

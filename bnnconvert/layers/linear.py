@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnnconvert.binarizers.base import InputBinarizer, WeightBinarizer
+from bnnconvert.gains.base import Gain
 from bnnconvert.layers.base import BinaryLayer, parameters_of
 
 
@@ -24,20 +25,27 @@ class BinaryLinear(BinaryLayer):
         *,
         weight_binarizer: WeightBinarizer,
         input_binarizer: InputBinarizer | None,
+        gain: Gain | None = None,
     ) -> None:
         super().__init__()
         self.weight = weight
         self.bias = bias
         self.weight_binarizer = weight_binarizer
         self.input_binarizer = input_binarizer
+        self.gain = gain
 
     @classmethod
     def from_float(
-        cls, linear: nn.Linear, *, weight_binarizer: WeightBinarizer, input_binarizer: InputBinarizer | None
+        cls,
+        linear: nn.Linear,
+        *,
+        weight_binarizer: WeightBinarizer,
+        input_binarizer: InputBinarizer | None,
+        gain: Gain | None = None,
     ) -> "BinaryLinear":
         """The binary twin of a float linear layer, sharing its parameters."""
         weight, bias = parameters_of(linear)
-        return cls(weight, bias, weight_binarizer=weight_binarizer, input_binarizer=input_binarizer)
+        return cls(weight, bias, weight_binarizer=weight_binarizer, input_binarizer=input_binarizer, gain=gain)
 
     def linear_map(self, x: Tensor, weight: Tensor, *, one: float = 1.0) -> Tensor:
         return F.linear(x, weight)

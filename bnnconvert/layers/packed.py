@@ -1,7 +1,8 @@
 """Deployed forms of binary layers: modules around the packed operators, built from a layer in evaluation mode.
 
-A packed layer is up to three modules in a row, at the path of the layer that they replace:
-`encode` (float to bits), `dot` (bits or floats to accumulators), `affine` (accumulators to float).
+A packed layer is up to four modules in a row, at the path of the layer that they replace:
+`encode` (float to bits), `dot` (bits or floats to accumulators), `affine` (accumulators to float), and for a layer with
+a gain `gained`, which reads the layer's input as well and adds the bias.
 """
 
 import torch
@@ -133,8 +134,24 @@ class Affine(nn.Module):
         return y
 
 
+class Gained(nn.Module):
+    """Gain and bias of a layer. Shapes: x (N, C, ...), y (N, O, ...), bias broadcasts over y."""
+
+    bias: Tensor | None
+
+    def __init__(self, gain: nn.Module, bias: Tensor | None) -> None:
+        super().__init__()
+        self.gain = gain
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Float output of the layer."""
+        y = self.gain(x, y)
+        return y if self.bias is None else y + self.bias
+
+
 class PackedLayer(nn.Module):
-    """Holder of `encode`, `dot` and `affine`; lives at the path of the layer that it replaces."""
+    """Holder of `encode`, `dot`, `affine` and `gained`; lives at the path of the layer that it replaces."""
 
 
 def packed_layer(layer: BinaryLayer, path: str) -> PackedLayer:
@@ -156,7 +173,10 @@ def packed_layer(layer: BinaryLayer, path: str) -> PackedLayer:
         raise RefusalError(
             f"{path}: a scale or bias is not finite, so training has diverged; train again with a lower rate"
         )
-    packed.add_module("affine", Affine(scale, bias, axis=-1 if isinstance(layer, BinaryLinear) else 1))
+    gain, axis = layer.gain, -1 if isinstance(layer, BinaryLinear) else 1
+    packed.add_module("affine", Affine(scale, bias if gain is None else None, axis=axis))
+    if gain is not None:
+        packed.add_module("gained", Gained(gain.deployed(), None if bias is None else gain.site.per_channel(bias)))
     return packed
 
 

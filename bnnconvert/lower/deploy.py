@@ -1,4 +1,4 @@
-"""Student to deployed graph: every binary layer becomes encode, dot and affine; then the folds run.
+"""Student to deployed graph: every binary layer becomes encode, dot, affine and its gain; then the folds run.
 
 The deployed graph is a copy on the CPU in evaluation mode; the student is not touched. Its modules keep the user's
 paths, a packed layer being a holder at the path of the layer that it replaces.
@@ -51,11 +51,12 @@ def expand(deployed: GraphModule) -> None:
 
 
 def _call_packed(deployed: GraphModule, node: Node, packed: PackedLayer) -> None:
-    value = input_of(node)
+    source = value = input_of(node)
     with deployed.graph.inserting_before(node):
         for name, _ in packed.named_children():
-            value = deployed.graph.call_module(f"{node.target}.{name}", (value,))
-            value.meta = {"shape": (input_of(value) if name == "encode" else node).meta["shape"]}
+            inputs = (source, value) if name == "gained" else (value,)
+            value = deployed.graph.call_module(f"{node.target}.{name}", inputs)
+            value.meta = {"shape": (source if name == "encode" else node).meta["shape"]}
     node.replace_all_uses_with(value)
     deployed.graph.erase_node(node)
 

@@ -187,9 +187,10 @@ class _Lowering:
     def _layer(self, node: Node) -> str:
         """Path of the user's module that the node comes from; a packed layer is one module to the user."""
         for path, _ in reversed(list((node.meta.get("nn_module_stack") or {}).values())):
-            holder = path.rpartition(".")[0]
-            if holder in self.layers:
-                return str(holder)
+            words = path.split(".")
+            holder = next((h for n in range(1, len(words)) if (h := ".".join(words[:n])) in self.layers), None)
+            if holder is not None:
+                return holder
             if path in self.paths:
                 return str(path)
         return ""

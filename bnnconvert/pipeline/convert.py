@@ -10,6 +10,8 @@ from torch.fx import GraphModule
 
 from bnnconvert.binarizers import build_input_binarizer, build_weight_binarizer
 from bnnconvert.exporters.draft import module_bytes
+from bnnconvert.gains import build_gain
+from bnnconvert.gains.base import GainSite
 from bnnconvert.load.data import load_data
 from bnnconvert.load.model import LoadedModel, load_model
 from bnnconvert.load.shapes import guess_input_shape
@@ -95,6 +97,9 @@ def check_recipe(recipe: Recipe) -> list[Rewrite]:
             weights.append((place, build_weight_binarizer(rule.weights, EXAMPLE_SHAPE, where=place)))
         if rule.inputs is not None:
             build_input_binarizer(rule.inputs, 1, where=f"{where}.inputs")
+        if rule.gain is not None:
+            example = GainSite(path="", inputs=8, outputs=8, has_binary_inputs=rule.inputs is not None)
+            build_gain(rule.gain, example, where=f"{where}.gain")
     build_losses(recipe.training.losses)
     where = f"recipe {recipe.name!r}, training.optimizer"
     check_optimizer(recipe.training.optimizer, weights, EXAMPLE_SHAPE, where=where)

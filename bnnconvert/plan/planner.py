@@ -41,10 +41,12 @@ def _decide(rules: list[Rule], facts: LayerFacts) -> LayerPlan:
         facts=facts,
         decision="weight-only" if rule.inputs is None else "binary",
         reason=f"weights {rule.weights.name}, "
-        + ("float input" if rule.inputs is None else f"input {rule.inputs.name}"),
+        + ("float input" if rule.inputs is None else f"input {rule.inputs.name}")
+        + ("" if rule.gain is None else f", gain {rule.gain.name}"),
         rule=index,
         weights=rule.weights,
         inputs=rule.inputs,
+        gain=rule.gain,
         padding=rule.padding,
         weight_planes=weights.plane_count,
     )

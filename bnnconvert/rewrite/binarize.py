@@ -4,14 +4,16 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from bnnconvert.binarizers import build_input_binarizer, build_weight_binarizer
-from bnnconvert.graph import module_of, set_module
+from bnnconvert.gains import build_gain
+from bnnconvert.gains.base import GainSite
+from bnnconvert.graph import module_of, set_module, shape_of
 from bnnconvert.layers.conv2d import BinaryConv2d
 from bnnconvert.layers.linear import BinaryLinear
 from bnnconvert.rewrite.base import RETRAIN, Promise, Refusal, Rewrite, Site
-from bnnconvert.values.plan import Plan
+from bnnconvert.values.plan import LayerPlan, Plan
 
 
 class Binarize(Rewrite):
@@ -29,6 +31,7 @@ class Binarize(Rewrite):
 
     def apply(self, graph: GraphModule, site: Site) -> None:
         layer, module = site.layer, module_of(graph, site.node)
+        assert isinstance(module, nn.Conv2d | nn.Linear)
         assert layer is not None
         assert layer.weights is not None
         where = f"layers[{layer.rule}]"
@@ -37,12 +40,37 @@ class Binarize(Rewrite):
         inputs = (
             None if layer.inputs is None else build_input_binarizer(layer.inputs, channels, where=f"{where}.inputs")
         )
+        gain = None
+        if layer.gain is not None:
+            gain = build_gain(layer.gain, _gain_site(module, site.node, layer), where=f"{where}.gain")
+            gain.calibrate(module.weight.detach())
         if isinstance(module, nn.Conv2d):
             twin: nn.Module = BinaryConv2d.from_float(
-                module, weight_binarizer=weights, input_binarizer=inputs, pad_bit=layer.padding
+                module, weight_binarizer=weights, input_binarizer=inputs, pad_bit=layer.padding, gain=gain
             )
         else:
-            assert isinstance(module, nn.Linear)
-            twin = BinaryLinear.from_float(module, weight_binarizer=weights, input_binarizer=inputs)
+            twin = BinaryLinear.from_float(module, weight_binarizer=weights, input_binarizer=inputs, gain=gain)
         weights.calibrate(module.weight.detach())
         set_module(graph, layer.facts.path, twin.train(module.training))
+
+
+def _gain_site(module: nn.Conv2d | nn.Linear, node: Node, layer: LayerPlan) -> GainSite:
+    """What a gain knows of its layer."""
+    path, binary = layer.facts.path, layer.inputs is not None
+    if isinstance(module, nn.Linear):
+        return GainSite(path=path, inputs=module.in_features, outputs=module.out_features, has_binary_inputs=binary)
+    shape = shape_of(node)
+    assert shape is not None
+    assert not isinstance(module.padding, str), "the planner keeps convolutions with named padding float"
+    return GainSite(
+        path=path,
+        inputs=module.in_channels,
+        outputs=module.out_channels,
+        kernel=tuple(module.kernel_size),
+        stride=tuple(module.stride),
+        padding=tuple(module.padding),
+        dilation=tuple(module.dilation),
+        groups=module.groups,
+        size=shape[2:],
+        has_binary_inputs=binary,
+    )

@@ -64,6 +64,7 @@ class LayerPlan:
     """Index of the recipe's rule that decided, or None where none matched."""
     weights: Named | None = None
     inputs: Named | None = None
+    gain: Named | None = None
     padding: Literal["zero", "one"] = "zero"
     weight_planes: int = 1
 
@@ -124,6 +125,7 @@ class Plan:
             asdict(p.facts)
             | {"macs": p.facts.macs, "float_bytes": p.facts.float_bytes, "packed_bytes": p.bytes}
             | {"name": p.facts.path, "decision": p.decision, "reason": p.reason, "rule": p.rule}
+            | {"gain": None if p.gain is None else p.gain.name}
             for p in self.layers
         ]
         return {

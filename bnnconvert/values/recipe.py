@@ -51,6 +51,8 @@ class Rule(Section):
     """The weight binarizer."""
     inputs: Named | None = None
     """The input binarizer; without one the layer is weight-only."""
+    gain: Named | None = None
+    """A factor on the layer's output that its binarizers cannot express."""
     padding: Literal["zero", "one"] = "zero"
     """What a binary input is padded with."""
 
@@ -58,8 +60,8 @@ class Rule(Section):
     def _one_decision(self) -> "Rule":
         if (self.keep is None) == (self.weights is None):
             raise ValueError("a rule needs either `keep` with a reason or `weights` with a binarizer")
-        if self.keep is not None and (not self.keep.strip() or self.inputs is not None):
-            raise ValueError("`keep` needs a reason and excludes `inputs`")
+        if self.keep is not None and (not self.keep.strip() or self.inputs is not None or self.gain is not None):
+            raise ValueError("`keep` needs a reason and excludes `inputs` and `gain`")
         return self
 
 

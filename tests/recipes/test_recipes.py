@@ -77,7 +77,7 @@ def test_recipe_goes_the_whole_way(name: str, network: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("name", recipe_names())
 def test_converted_student_trains_in_an_ordinary_loop(name: str) -> None:
     torch.manual_seed(0)
-    student = bnnconvert.convert(randomise(Residual()), name).model.train()
+    student = bnnconvert.convert(randomise(Residual()), name, input_shape=Residual.input_shape).model.train()
     optimizer = torch.optim.Adam(student.parameters(), 1e-3)
     x, y = torch.randn(16, 3, 8, 8), torch.arange(16) % 5
     losses = []

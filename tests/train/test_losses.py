@@ -4,8 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional as F
 
+import bnnconvert
 from bnnconvert.binarizers.pact import PactInput
 from bnnconvert.errors import UsageError
 from bnnconvert.train.losses import LOSSES, Outputs
@@ -17,6 +19,7 @@ from bnnconvert.train.losses.distribution import Distribution
 from bnnconvert.train.losses.feature_match import FeatureMatch
 from bnnconvert.train.objective import Objective, build_losses
 from bnnconvert.values.recipe import Loss, Training
+from tests.networks import Residual
 from tests.train.toys import make_student, make_teacher
 
 # Apprentice: y = 0, z_S = [0, 0], z_T = [ln 3, 0], so p_T = [3/4, 1/4].
@@ -108,6 +111,19 @@ def test_attention_match_compares_energy_whatever_the_channels() -> None:
     assert loss(batch).item() == pytest.approx(0)
     right = Outputs(torch.zeros(1, 2), LABEL, None, {"conv": ours.flip(3)}, {"conv": theirs})
     assert loss(right).item() == pytest.approx(2)
+
+
+def test_attention_match_chooses_the_activations_behind_binary_layers() -> None:
+    student = bnnconvert.convert(Residual(), "real2binary", input_shape=Residual.input_shape)
+    paths = AttentionMatch().features(student.model, student.teacher)
+    assert paths == ["layer1.relu", "layer1.relu_1", "layer2.relu", "layer2.relu_1"]
+
+
+def test_attention_match_needs_a_map() -> None:
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    student = bnnconvert.convert(net, "xnor", input_shape=(1, 6))
+    with pytest.raises(UsageError, match="finds no activation behind a binary layer"):
+        AttentionMatch().features(student.model, student.teacher)
 
 
 def test_matching_finds_paths_by_glob_in_the_students_order() -> None:

@@ -15,8 +15,8 @@ def paired_paths(student: nn.Module, teacher: nn.Module, at: list[str], *, what:
 
     Raises: UsageError naming a glob that matches nothing.
     """
-    twins = _called_once(teacher)
-    common = [path for path in _called_once(student) if path in twins]
+    twins = called_once(teacher)
+    common = [path for path in called_once(student) if path in twins]
     chosen: list[str] = []
     for glob in at:
         found = [path for path in common if fnmatchcase(path, glob)]
@@ -29,7 +29,8 @@ def paired_paths(student: nn.Module, teacher: nn.Module, at: list[str], *, what:
     return [path for path in common if path in chosen]
 
 
-def _called_once(model: nn.Module) -> list[str]:
+def called_once(model: nn.Module) -> list[str]:
+    """Paths of the modules that a model calls exactly once, in order."""
     if isinstance(model, GraphModule):
         calls = Counter(str(node.target) for node in model.graph.nodes if node.op == "call_module")
         return [path for path, count in calls.items() if count == 1]
