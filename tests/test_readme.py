@@ -66,7 +66,7 @@ def test_the_three_commands_come_as_designed() -> None:
 
 
 def test_recipes_table_is_the_folder_s() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \|$", README, re.MULTILINE)
+    rows = re.findall(r"^\| `([\w-]+)` \| (.+?) \| (.+?) \|$", README, re.MULTILINE)
     recipes = [load_recipe(name) for name in recipe_names()]
     assert rows[: len(recipes)] == [(recipe.name, recipe.title, recipe.summary) for recipe in recipes]
 
