@@ -27,6 +27,12 @@ def convert(
     data: options.Data = None,
     mean: options.Mean = None,
     std: options.Std = None,
+    calibrate: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Fit the student to the original on N images without labels, in a minute or two."
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="RUN", help="Run directory to write; default: NAME.bnn in the current folder."),
@@ -41,20 +47,26 @@ def convert(
     means, stds = options.numbers_of(mean, "--mean"), options.numbers_of(std, "--std")
     from bnnconvert import pipeline
     from bnnconvert.cli import render
+    from bnnconvert.train.memory import keep_freed_memory
 
-    student = pipeline.convert_model(
-        model_file,
-        recipe,
-        model=model,
-        trust_pickle=trust_pickle,
-        input_shape=shape,
-        data=data,
-        mean=means,
-        std=stds,
-        out=out,
-        dry_run=dry_run,
-        replace=replace,
-    )
+    if calibrate is not None:
+        keep_freed_memory()
+    with render.TrainingBar() as bar:
+        student = pipeline.convert_model(
+            model_file,
+            recipe,
+            model=model,
+            trust_pickle=trust_pickle,
+            input_shape=shape,
+            data=data,
+            mean=means,
+            std=stds,
+            calibrate=calibrate,
+            out=out,
+            dry_run=dry_run,
+            replace=replace,
+            progress=bar,
+        )
     for sentence in student.notes:
         render.note(sentence)
     if as_json:

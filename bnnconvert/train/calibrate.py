@@ -4,12 +4,14 @@ Both change what the next layer sees, so binarizers are set in the order of exec
 those before it, and batch norm is re-estimated at the end.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnnconvert.binarizers.base import InputBinarizer
@@ -92,3 +94,57 @@ def _statistics(student: nn.Module) -> Iterable[tuple[str, Tensor]]:
     for path, module in student.named_modules():
         if isinstance(module, _BatchNorm):
             yield from ((f"{path}.{name}", buffer) for name, buffer in module.named_buffers(recurse=False))
+
+
+@torch.no_grad()
+def fit_batch_norm(student: nn.Module, teacher: nn.Module, x: Tensor) -> int:
+    """Fit scale and shift of the student's batch norms to the teacher's output at the same paths, by least squares.
+
+    Per channel t ~ a y + b with a = cov(y, t) / var(y) and b = mean(t) - a mean(y), front to back in one pass, each
+    layer seeing what those before it now give. Returns how many were fitted; both models evaluate.
+
+    Shapes: x (N, C, ...), the input of both.
+    """
+    paths = set(_norms_called_once(teacher)) & set(_norms_called_once(student))
+    wanted: dict[str, Tensor] = {}
+    handles = [
+        teacher.get_submodule(path).register_forward_hook(lambda _m, _i, y, path=path: wanted.update({path: y.clone()}))
+        for path in paths
+    ]
+    handles += [student.get_submodule(path).register_forward_hook(_refit(wanted, path)) for path in paths]
+    try:
+        teacher.eval()(x)
+        student.eval()(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return len(paths)
+
+
+def _refit(wanted: dict[str, Tensor], path: str) -> Any:
+    def refit(norm: _BatchNorm, _inputs: Any, y: Tensor) -> Tensor | None:
+        target = wanted.pop(path)
+        if target.shape != y.shape or norm.weight is None:
+            return None
+        ours, theirs = (v.transpose(0, 1).flatten(1) for v in (y, target))
+        mean, aim = ours.mean(1), theirs.mean(1)
+        ours, theirs = ours - mean[:, None], theirs - aim[:, None]
+        factor = (ours * theirs).sum(1) / ours.square().sum(1).clamp(min=1e-12)
+        shift = aim - factor * mean
+        norm.weight.mul_(factor)
+        norm.bias.mul_(factor).add_(shift)
+        per_channel = (-1, *(1,) * (y.dim() - 2))
+        return y * factor.reshape(per_channel) + shift.reshape(per_channel)
+
+    return refit
+
+
+def _norms_called_once(model: nn.Module) -> list[str]:
+    if isinstance(model, GraphModule):
+        calls = Counter(str(node.target) for node in model.graph.nodes if node.op == "call_module")
+        return [path for path, count in calls.items() if count == 1 and _is_norm(model.get_submodule(path))]
+    return [path for path, module in model.named_modules() if _is_norm(module)]
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and module.running_mean is not None

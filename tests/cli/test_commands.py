@@ -11,6 +11,7 @@ import torch
 import bnnconvert
 from bnnconvert.recipe import recipe_names
 from bnnconvert.runtime import native
+from bnnconvert.train import reconstruct
 from tests.cli.conftest import Shell, listing, small_net
 
 
@@ -208,3 +209,17 @@ def test_sensitivity_as_typed(done: Shell) -> None:
     assert Path("s.png").read_bytes().startswith(b"\x89PNG")
     assert "--samples" in done("sensitivity", "--data", "digits", "--samples", "0").stderr
     assert "there is no such" in done.refused("sensitivity", "--data", "nowhere", code=2)
+
+
+def test_calibration_needs_images_and_writes_the_fitted_student(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconstruct, "STEPS", 8)
+    torch.save(small_net(), "model.pt")
+    line = ("convert", "model.pt", "--recipe", "bwn")
+    assert "give them with --data" in shell.refused(*line, "--calibrate", "256", code=2)
+    assert "10 images are too few" in shell.refused(*line, "--calibrate", "10", "--data", "digits", code=2)
+    shown = shell.ok(*line, "--calibrate", "256", "--data", "digits")
+    assert "Calibrated on 256 images without their labels" in shown.stderr
+    fitted = bnnconvert.open_run("model.bnn").model.state_dict()
+    plain = bnnconvert.convert(small_net(), "bwn", data="digits").model.state_dict()
+    assert not torch.equal(fitted["3.weight"], plain["3.weight"])
+    assert shell.ok("export", "--packed")
