@@ -10,6 +10,7 @@ from bnnconvert.binarizers.adabin import AdabinInput, AdabinWeight
 from bnnconvert.binarizers.base import InputBinarizer, WeightBinarizer
 from bnnconvert.binarizers.biper import BiperWeight
 from bnnconvert.binarizers.dorefa import DorefaInput, DorefaWeight
+from bnnconvert.binarizers.dsq import DsqInput, DsqWeight
 from bnnconvert.binarizers.learned_scale import LearnedScaleWeight
 from bnnconvert.binarizers.libra import LibraWeight
 from bnnconvert.binarizers.pact import PactInput
@@ -34,6 +35,7 @@ WEIGHT_BINARIZERS: dict[str, type[WeightBinarizer]] = {
     "adabin": AdabinWeight,
     "biper": BiperWeight,
     "dorefa": DorefaWeight,
+    "dsq": DsqWeight,
 }
 
 INPUT_BINARIZERS: dict[str, type[InputBinarizer]] = {
@@ -43,6 +45,7 @@ INPUT_BINARIZERS: dict[str, type[InputBinarizer]] = {
     "adabin": AdabinInput,
     "dorefa": DorefaInput,
     "pact": PactInput,
+    "dsq": DsqInput,
 }
 
 
