@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from bnnconvert.binarizers.adabin import AdabinInput, AdabinWeight
+from bnnconvert.binarizers.balanced import BalancedWeight
 from bnnconvert.binarizers.base import InputBinarizer, WeightBinarizer
 from bnnconvert.binarizers.biper import BiperWeight
 from bnnconvert.binarizers.dorefa import DorefaInput, DorefaWeight
@@ -36,6 +37,7 @@ WEIGHT_BINARIZERS: dict[str, type[WeightBinarizer]] = {
     "biper": BiperWeight,
     "dorefa": DorefaWeight,
     "dsq": DsqWeight,
+    "balanced": BalancedWeight,
 }
 
 INPUT_BINARIZERS: dict[str, type[InputBinarizer]] = {
