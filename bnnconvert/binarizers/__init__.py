@@ -18,6 +18,7 @@ from bnnconvert.binarizers.pact import PactInput
 from bnnconvert.binarizers.rbnn import RbnnWeight
 from bnnconvert.binarizers.recu import RecuWeight
 from bnnconvert.binarizers.scaled_sign import ScaledSignWeight
+from bnnconvert.binarizers.self_binarizing import SelfBinarizingInput, SelfBinarizingWeight
 from bnnconvert.binarizers.shifted_sign import ShiftedSignInput
 from bnnconvert.binarizers.sign import SignInput, SignWeight
 from bnnconvert.binarizers.standardized_sign import StandardizedSignInput
@@ -38,6 +39,7 @@ WEIGHT_BINARIZERS: dict[str, type[WeightBinarizer]] = {
     "dorefa": DorefaWeight,
     "dsq": DsqWeight,
     "balanced": BalancedWeight,
+    "self-binarizing": SelfBinarizingWeight,
 }
 
 INPUT_BINARIZERS: dict[str, type[InputBinarizer]] = {
@@ -48,6 +50,7 @@ INPUT_BINARIZERS: dict[str, type[InputBinarizer]] = {
     "dorefa": DorefaInput,
     "pact": PactInput,
     "dsq": DsqInput,
+    "self-binarizing": SelfBinarizingInput,
 }
 
 
