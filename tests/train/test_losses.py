@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import bnnconvert
+from bnnconvert.binarizers import build_weight_binarizer
 from bnnconvert.binarizers.pact import PactInput
 from bnnconvert.errors import UsageError
 from bnnconvert.train.losses import LOSSES, Outputs
@@ -18,7 +20,7 @@ from bnnconvert.train.losses.distill import Distill
 from bnnconvert.train.losses.distribution import Distribution
 from bnnconvert.train.losses.feature_match import FeatureMatch
 from bnnconvert.train.objective import Objective, build_losses
-from bnnconvert.values.recipe import Loss, Training
+from bnnconvert.values.recipe import Loss, Named, Training
 from tests.networks import Residual
 from tests.train.toys import make_student, make_teacher
 
@@ -163,11 +165,20 @@ def test_wrong_losses_are_named_with_their_key(loss: Loss, message: str) -> None
         build_losses([loss])
 
 
+OF_WEIGHTS = {"scale-regularizer": ("learned-scale", {"estimator": "clip"}), "sine-regularizer": ("biper", {})}
+"""The weight binarizers that regularisers are about."""
+
+
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_every_loss_is_a_scalar_with_gradient_to_the_student_only(name: str) -> None:
-    options = {"at": ["conv_norm"]} if name.endswith("match") else {}
+    options: dict[str, Any] = {"at": ["conv_norm"]} if name.endswith("match") else {}
+    options |= {"towards": "zeros"} if name == "sine-regularizer" else {}
     student, teacher = make_student(), make_teacher()
     student.get_submodule("conv").input_binarizer = PactInput(6)
+    if name in OF_WEIGHTS:
+        conv, (row, more) = student.get_submodule("conv"), OF_WEIGHTS[name]
+        conv.weight_binarizer = build_weight_binarizer(Named(name=row, **more), (8, 6, 3, 3), where="test")
+        conv.weight_binarizer.calibrate(conv.weight)
     named = [Loss.model_validate({"name": name, "weight": 2.0} | options)]
     objective = Objective(named, student, teacher, device=torch.device("cpu"))
     made = objective(student, torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0]), progress=0.0, check=True)

@@ -8,6 +8,8 @@ from bnnconvert.train.losses.distill import Distill
 from bnnconvert.train.losses.distribution import Distribution
 from bnnconvert.train.losses.feature_match import FeatureMatch
 from bnnconvert.train.losses.rad import Rad
+from bnnconvert.train.losses.scale_regularizer import ScaleRegularizer
+from bnnconvert.train.losses.sine_regularizer import SineRegularizer
 
 LOSSES: dict[str, type[Loss]] = {
     "cross-entropy": CrossEntropy,
@@ -17,6 +19,8 @@ LOSSES: dict[str, type[Loss]] = {
     "attention-match": AttentionMatch,
     "clip-level": ClipLevel,
     "rad": Rad,
+    "scale-regularizer": ScaleRegularizer,
+    "sine-regularizer": SineRegularizer,
 }
 
 __all__ = ["LOSSES", "Loss", "Outputs"]
