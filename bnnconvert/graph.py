@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
 from bnnconvert.layers.base import BinaryLayer
+from bnnconvert.layers.maxout import Maxout
 from bnnconvert.layers.rprelu import RPReLU
 
-ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, RPReLU)
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, RPReLU, Maxout)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 PASS_THROUGH = (nn.Identity, nn.Dropout, nn.Dropout2d)
 WEIGHT_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.RNNBase, BinaryLayer)

@@ -25,12 +25,13 @@ from bnnconvert.graph import (
     shape_of,
     skip_back,
 )
+from bnnconvert.layers.maxout import Maxout
 from bnnconvert.layers.rprelu import RPReLU
 from bnnconvert.rewrite.base import RETRAIN, Promise, Refusal, Rewrite, Site
 from bnnconvert.values.plan import Plan
 
 _MAX_DEPTH = 6
-_KEEP_BOTH_SIGNS = (*PASS_THROUGH, nn.Hardtanh, nn.Tanh, nn.PReLU, nn.LeakyReLU, RPReLU)
+_KEEP_BOTH_SIGNS = (*PASS_THROUGH, nn.Hardtanh, nn.Tanh, nn.PReLU, nn.LeakyReLU, RPReLU, Maxout)
 
 
 class InsertBatchNorm(Rewrite):

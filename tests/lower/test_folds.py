@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from bnnconvert.layers.maxout import Maxout
 from bnnconvert.layers.packed import Affine, Encode
 from bnnconvert.layers.rprelu import RPReLU
 from bnnconvert.lower.deploy import deploy
@@ -43,6 +44,12 @@ def rprelu(channels: int) -> RPReLU:
     return module
 
 
+def maxout(*sides: tuple[float, float]) -> Maxout:
+    module = Maxout(len(sides)).eval()
+    module.positive.data, module.negative.data = torch.tensor(sides).T
+    return module
+
+
 CHAINS = {
     "sign alone": [affine(3), SIGN],
     "bias on a tie": [affine(3, scale=0.5, bias=-1.0), SIGN],
@@ -54,6 +61,13 @@ CHAINS = {
     "hardtanh": [affine(3), batch_norm(1.0, -1.0, 0.5), nn.Hardtanh(), SIGN],
     "negative slopes flip twice": [affine(3), prelu(-0.5, -2.0, 0.25), batch_norm(1.0, -1.0, 0.5, beta=-1.5), SIGN],
     "rprelu": [affine(5), batch_norm(1.0, -1.0, 0.5, 2.0, 0.1), rprelu(5), SIGN],
+    "maxout": [
+        affine(4),
+        batch_norm(1.0, -1.0, 0.5, 2.0),
+        maxout((1.0, 0.25), (-0.5, 0.1), (0.0, -0.25), (0.3, -2.0)),
+        batch_norm(1.0, -1.0, 0.5, 2.0, beta=-0.7),
+        SIGN,
+    ],
     "window": [affine(3), batch_norm(1.0, -1.0, 0.5), WINDOW],
     "leaky relu, two norms": [affine(2), batch_norm(1.0, -1.0), nn.LeakyReLU(0.1), batch_norm(-1.0, 2.0), SIGN],
 }

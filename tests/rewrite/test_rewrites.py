@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 from bnnconvert.errors import RefusalError, UsageError, VerificationError
 from bnnconvert.graph import binary_inputs, input_of, module_of
 from bnnconvert.layers.base import BinaryLayer
+from bnnconvert.layers.maxout import Maxout
 from bnnconvert.layers.rprelu import RPReLU
 from bnnconvert.plan.planner import make_plan
 from bnnconvert.recipe import parse_recipe
@@ -161,7 +162,9 @@ def test_relu_stays_where_something_else_than_a_sign_reads_it() -> None:
     assert order(stem)[:3] == ["Conv2d", "BatchNorm2d", "BinaryConv2d"]
 
 
-@pytest.mark.parametrize(("to", "kind"), [("prelu", nn.PReLU), ("rprelu", RPReLU), ("hardtanh", nn.Hardtanh)])
+@pytest.mark.parametrize(
+    ("to", "kind"), [("prelu", nn.PReLU), ("rprelu", RPReLU), ("maxout", Maxout), ("hardtanh", nn.Hardtanh)]
+)
 def test_activations_are_replaced_in_place(to: str, kind: type[nn.Module]) -> None:
     graph, plan = rewritten(Residual(), '"binarize"', f'{{ name = "replace-activation", to = "{to}" }}')
     assert counts(plan)["replace-activation"] == 5
