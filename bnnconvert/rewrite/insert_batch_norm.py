@@ -5,6 +5,10 @@
 It starts as the identity and takes its statistics from data before the first training step. `after_layers` gives one
 to each binary layer that has none, which a hardtanh needs as much as a sign; `before_last` and `after_last` add one
 around the last layer, as IR-Net's and BNN's residual networks have it.
+
+With `affine = false` each sign gets an input of mean 0 and deviation 1, which a quantizer with fixed levels is made for
+(HWGQ): a batch norm in front without scale and shift. One that only signs read loses its own, unless a scale in it is
+not positive: the sign of a channel is not the quantizer's to turn.
 """
 
 from collections.abc import Iterator
@@ -21,13 +25,17 @@ from bnnconvert.graph import (
     insert_after,
     is_add,
     is_call_of,
+    is_called_once,
+    module_of,
     only_user,
+    set_module,
     shape_of,
     skip_back,
 )
 from bnnconvert.layers.maxout import Maxout
 from bnnconvert.layers.rprelu import RPReLU
 from bnnconvert.rewrite.base import RETRAIN, Promise, Refusal, Rewrite, Site
+from bnnconvert.rewrite.regions import feeds_only_signs
 from bnnconvert.values.plan import Plan
 
 _MAX_DEPTH = 6
@@ -47,9 +55,11 @@ class InsertBatchNorm(Rewrite):
         after_layers: bool = False,
         before_last: bool = False,
         after_last: bool = False,
+        affine: bool = True,
     ) -> None:
         self.before_signs, self.after_layers = before_signs, after_layers
         self.before_last, self.after_last = before_last, after_last
+        self.affine = affine
 
     def find(self, graph: GraphModule, plan: Plan) -> Iterator[Site | Refusal]:
         bare = [end for n in binary_inputs(graph) if self.after_layers and (end := _bare_end(graph, n, plan))]
@@ -57,8 +67,9 @@ class InsertBatchNorm(Rewrite):
             for end in bare:
                 yield from _site(end, end)
             return
+        is_ready = _is_centred if self.affine else _is_standard
         wanted = {
-            n: input_of(n) for n in binary_inputs(graph) if self.before_signs and not _is_centred(graph, input_of(n))
+            n: input_of(n) for n in binary_inputs(graph) if self.before_signs and not is_ready(graph, input_of(n))
         }
         for node in graph.graph.nodes:
             layer = plan.layer(str(node.target)) if node.op == "call_module" else None
@@ -68,14 +79,22 @@ class InsertBatchNorm(Rewrite):
                 wanted[node] = input_of(node)
             if self.after_last and not any(is_call_of(graph, user, BATCH_NORMS) for user in node.users):
                 yield from _site(node, node)
+        scaled = {
+            r: norm for r, s in wanted.items() if not self.affine and (norm := _scaled_norm(graph, s)) is not None
+        }
+        yield from (Site(norm) for norm in dict.fromkeys(scaled.values()))
         for reader, source in wanted.items():
-            yield from _site(reader, source)
+            if reader not in scaled:
+                yield from _site(reader, source)
 
     def apply(self, graph: GraphModule, site: Site) -> None:
+        if not site.others:
+            _drop_scale(graph, site.node)
+            return
         reader, (source,) = site.node, site.others
         shape = shape_of(source)
         assert shape is not None
-        norm = nn.BatchNorm1d(shape[1]) if len(shape) < 4 else nn.BatchNorm2d(shape[1])
+        norm = (nn.BatchNorm1d if len(shape) < 4 else nn.BatchNorm2d)(shape[1], affine=self.affine)
         after = reader is source
         path = f"{reader.target}_{'output_norm' if after else 'norm'}"
         insert_after(graph, source, path, norm.train(graph.training), users=None if after else [reader])
@@ -98,6 +117,29 @@ def _site(reader: Node, source: Node) -> Iterator[Site | Refusal]:
         yield Site(reader, (source,))
     else:
         yield Refusal(str(reader.target), f"no batch norm fits a tensor of shape {shape}")
+
+
+def _is_standard(graph: GraphModule, node: Node) -> bool:
+    """Whether the value comes from a batch norm without scale and shift."""
+    norm = module_of(graph, skip_back(graph, node, PASS_THROUGH))
+    return isinstance(norm, BATCH_NORMS) and not norm.affine
+
+
+def _scaled_norm(graph: GraphModule, source: Node) -> Node | None:
+    """The batch norm behind a sign's input, if it may lose its scale and shift: only signs read it, and none turns."""
+    node = skip_back(graph, source, PASS_THROUGH)
+    norm = module_of(graph, node)
+    if not isinstance(norm, BATCH_NORMS) or not isinstance(norm.weight, nn.Parameter) or not (norm.weight > 0).all():
+        return None
+    return node if is_called_once(graph, node) and feeds_only_signs(graph, node) else None
+
+
+def _drop_scale(graph: GraphModule, node: Node) -> None:
+    norm = module_of(graph, node)
+    assert isinstance(norm, BATCH_NORMS)
+    plain = type(norm)(norm.num_features, eps=norm.eps, momentum=norm.momentum, affine=False)
+    plain.load_state_dict(dict(norm.named_buffers()))
+    set_module(graph, str(node.target), plain.train(norm.training))
 
 
 def _is_centred(graph: GraphModule, node: Node, *, depth: int = 0) -> bool:

@@ -17,8 +17,12 @@ def feeds_only_signs(graph: GraphModule, node: Node) -> bool:
 
 def touches_binary(graph: GraphModule, node: Node) -> bool:
     """Whether the node feeds a sign or follows a binary layer with no other weight layer in between."""
-    feeds = _reaches(graph, node, lambda n: list(n.users), _is_sign)
-    return feeds or follows_binary(graph, node)
+    return feeds_sign(graph, node) or follows_binary(graph, node)
+
+
+def feeds_sign(graph: GraphModule, node: Node) -> bool:
+    """Whether a sign comes after the node with no other weight layer in between."""
+    return _reaches(graph, node, lambda n: list(n.users), _is_sign)
 
 
 def follows_binary(graph: GraphModule, node: Node) -> bool:
@@ -33,9 +37,7 @@ def follows_first(graph: GraphModule, node: Node, plan: Plan) -> bool:
         layer = plan.layer(str(n.target)) if n.op == "call_module" else None
         return layer is not None and layer.facts.is_first
 
-    return _reaches(graph, node, lambda n: n.all_input_nodes, is_first) and _reaches(
-        graph, node, lambda n: list(n.users), _is_sign
-    )
+    return _reaches(graph, node, lambda n: n.all_input_nodes, is_first) and feeds_sign(graph, node)
 
 
 def _is_sign(graph: GraphModule, node: Node) -> bool:

@@ -3,7 +3,8 @@
     sign(relu(x)) = +1 for every x
 
 `where` says which: `before-sign`, those that only signs read; `stem`, those between the float first layer and the
-first signs; `everywhere`, all that feed or follow a binary layer, as Bi-Real Net has none in its trunk.
+first signs; `feeding`, all that a sign reads, also through additions, which leaves the one behind the last binary
+layer; `everywhere`, all that feed or follow a binary layer, as Bi-Real Net has none in its trunk.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from torch.fx import GraphModule
 
 from bnnconvert.graph import input_of, is_call_of
 from bnnconvert.rewrite.base import RETRAIN, Promise, Refusal, Rewrite, Site
-from bnnconvert.rewrite.regions import feeds_only_signs, follows_binary, follows_first, touches_binary
+from bnnconvert.rewrite.regions import feeds_only_signs, feeds_sign, follows_binary, follows_first, touches_binary
 from bnnconvert.values.plan import Plan
 
 
@@ -24,7 +25,7 @@ class RemoveRelu(Rewrite):
     name: ClassVar[str] = "remove-relu"
     promise: ClassVar[Promise] = RETRAIN
 
-    def __init__(self, *, where: Literal["before-sign", "stem", "everywhere"] = "before-sign") -> None:
+    def __init__(self, *, where: Literal["before-sign", "stem", "feeding", "everywhere"] = "before-sign") -> None:
         self.where = where
 
     def find(self, graph: GraphModule, plan: Plan) -> Iterator[Site | Refusal]:
@@ -34,6 +35,7 @@ class RemoveRelu(Rewrite):
             if (
                 (self.where == "before-sign" and feeds_only_signs(graph, node))
                 or (self.where == "stem" and follows_first(graph, node, plan) and not follows_binary(graph, node))
+                or (self.where == "feeding" and feeds_sign(graph, node))
                 or (self.where == "everywhere" and touches_binary(graph, node))
             ):
                 yield Site(node)

@@ -136,6 +136,32 @@ def test_inserted_batch_norm_starts_as_the_identity() -> None:
     assert set(dict(before.named_modules())) < set(dict(after.named_modules()))
 
 
+STANDARD = '{ name = "insert-batch-norm", affine = false }'
+
+
+def test_a_quantizer_with_fixed_levels_reads_a_batch_norm_without_scale_and_shift() -> None:
+    graph, plan = rewritten(Residual(), '"binarize"', '{ name = "remove-relu", where = "everywhere" }', STANDARD)
+    assert counts(plan)["insert-batch-norm"] == 4  # two inserted on the stream, two in the blocks lose their own
+    readers = {str(node.target): module_of(graph, input_of(node)) for node in binary_inputs(graph)}
+    assert all(isinstance(norm, nn.BatchNorm2d) and not norm.affine for norm in readers.values())
+    assert readers["layer1.conv2"] is graph.get_submodule("layer1.bn1")
+    assert readers["layer1.conv1"] is graph.get_submodule("layer1.conv1_norm")
+    for path in ("bn1", "layer1.bn2", "layer2.downsample.1"):  # these are summed, and keep what they have learned
+        assert graph.get_submodule(path).affine
+
+
+def test_a_batch_norm_that_turns_a_channel_keeps_its_scale_under_one_without() -> None:
+    net = Residual()
+    with torch.no_grad():
+        net.layer1.bn1.weight[2] = -0.5
+        net.layer1.bn1.running_mean.fill_(0.25)
+        net.layer2.bn1.running_mean.fill_(0.5)
+    graph, _ = rewritten(net, '"binarize"', '"remove-relu"', STANDARD)
+    assert graph.get_submodule("layer1.bn1").affine
+    assert order(graph).count("BatchNorm2d") == 6 + 3
+    assert graph.get_submodule("layer2.bn1").running_mean.tolist() == [0.5] * 12  # what it has measured stays
+
+
 def test_batch_norm_around_the_last_layer() -> None:
     options = '{ name = "insert-batch-norm", before_signs = false, before_last = true, after_last = true }'
     graph, plan = rewritten(Residual(), '"binarize"', options)
@@ -157,6 +183,8 @@ def test_relu_stays_where_something_else_than_a_sign_reads_it() -> None:
     assert order(graph).count("ReLU") == 3  # the stem's and the two after additions
     everywhere, _ = rewritten(Residual(), '"binarize"', '{ name = "remove-relu", where = "everywhere" }')
     assert "ReLU" not in order(everywhere)
+    feeding, _ = rewritten(Residual(), '"binarize"', '{ name = "remove-relu", where = "feeding" }')
+    assert order(feeding).count("ReLU") == 1  # the last addition's
     stem, _ = rewritten(Residual(), '"binarize"', '{ name = "remove-relu", where = "stem" }')
     assert order(stem).count("ReLU") == 4
     assert order(stem)[:3] == ["Conv2d", "BatchNorm2d", "BinaryConv2d"]
