@@ -33,7 +33,7 @@ BINARIZERS = {f"weights {n}": r for n, r in WEIGHT_BINARIZERS.items()} | {
 }
 # Folder, its table, and the files in it that are no rows: bases, tables, and what rows share.
 POINTS: dict[str, tuple[str, Mapping[str, Any], set[str]]] = {
-    "binarizers": ("binarizers", BINARIZERS, {"base", "codes"}),
+    "binarizers": ("binarizers", BINARIZERS, {"base", "codes", "half_wave"}),
     "estimators": ("estimators", ESTIMATORS, {"base"}),
     "gains": ("gains", GAINS, {"base"}),
     "rewrites": ("rewrite", REWRITES, {"base", "runner", "regions", "dead_signs"}),

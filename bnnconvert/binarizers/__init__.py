@@ -13,6 +13,7 @@ from bnnconvert.binarizers.biper import BiperWeight
 from bnnconvert.binarizers.dorefa import DorefaInput, DorefaWeight
 from bnnconvert.binarizers.dsq import DsqInput, DsqWeight
 from bnnconvert.binarizers.learned_scale import LearnedScaleWeight
+from bnnconvert.binarizers.hwgq import HwgqInput
 from bnnconvert.binarizers.libra import LibraWeight
 from bnnconvert.binarizers.pact import PactInput
 from bnnconvert.binarizers.rbnn import RbnnWeight
@@ -22,6 +23,9 @@ from bnnconvert.binarizers.self_binarizing import SelfBinarizingInput, SelfBinar
 from bnnconvert.binarizers.shifted_sign import ShiftedSignInput
 from bnnconvert.binarizers.sign import SignInput, SignWeight
 from bnnconvert.binarizers.standardized_sign import StandardizedSignInput
+from bnnconvert.binarizers.ternary import TernaryWeight
+from bnnconvert.binarizers.tsq import TsqInput
+from bnnconvert.binarizers.wrpn import WrpnInput, WrpnWeight
 from bnnconvert.errors import UsageError
 from bnnconvert.estimators import ESTIMATORS
 from bnnconvert.values.recipe import Named
@@ -40,6 +44,8 @@ WEIGHT_BINARIZERS: dict[str, type[WeightBinarizer]] = {
     "dsq": DsqWeight,
     "balanced": BalancedWeight,
     "self-binarizing": SelfBinarizingWeight,
+    "wrpn": WrpnWeight,
+    "ternary": TernaryWeight,
 }
 
 INPUT_BINARIZERS: dict[str, type[InputBinarizer]] = {
@@ -51,6 +57,9 @@ INPUT_BINARIZERS: dict[str, type[InputBinarizer]] = {
     "pact": PactInput,
     "dsq": DsqInput,
     "self-binarizing": SelfBinarizingInput,
+    "hwgq": HwgqInput,
+    "wrpn": WrpnInput,
+    "tsq": TsqInput,
 }
 
 
