@@ -12,8 +12,9 @@ from bnnconvert.binarizers.base import InputBinarizer, WeightBinarizer
 from bnnconvert.binarizers.biper import BiperWeight
 from bnnconvert.binarizers.dorefa import DorefaInput, DorefaWeight
 from bnnconvert.binarizers.dsq import DsqInput, DsqWeight
-from bnnconvert.binarizers.learned_scale import LearnedScaleWeight
 from bnnconvert.binarizers.hwgq import HwgqInput
+from bnnconvert.binarizers.lab import LabWeight
+from bnnconvert.binarizers.learned_scale import LearnedScaleWeight
 from bnnconvert.binarizers.libra import LibraWeight
 from bnnconvert.binarizers.pact import PactInput
 from bnnconvert.binarizers.rbnn import RbnnWeight
@@ -46,6 +47,7 @@ WEIGHT_BINARIZERS: dict[str, type[WeightBinarizer]] = {
     "self-binarizing": SelfBinarizingWeight,
     "wrpn": WrpnWeight,
     "ternary": TernaryWeight,
+    "lab": LabWeight,
 }
 
 INPUT_BINARIZERS: dict[str, type[InputBinarizer]] = {

@@ -2,6 +2,9 @@
 
 weights   W^ = sign(W)            inputs   x^ = sign(x)
 backward  by the estimator; the latent weight is clipped to [-clip, clip] after each step
+
+With `stochastic`, a training step draws W^ = +1 with probability clip((W + 1) / 2, 0, 1), the gradient unchanged.
+BinaryConnect's authors then evaluate with W itself, which saves nothing; here evaluation takes the sign.
 """
 
 from typing import ClassVar
@@ -10,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bnnconvert.binarizers.base import Encoder, InputBinarizer, Plane, WeightBinarizer, sign_encoder
-from bnnconvert.estimators.base import Estimator
+from bnnconvert.estimators.base import Estimator, sign_pm1
 
 
 class SignWeight(WeightBinarizer):
@@ -18,13 +21,18 @@ class SignWeight(WeightBinarizer):
 
     source: ClassVar[str] = "Hubara et al., Binarized Neural Networks, NeurIPS 2016, arXiv:1602.02830"
 
-    def __init__(self, *, estimator: Estimator, clip: float | None = 1.0) -> None:
+    def __init__(self, *, estimator: Estimator, clip: float | None = 1.0, stochastic: bool = False) -> None:
         super().__init__()
         self.estimator = estimator
         self.clip = clip
+        self.stochastic = stochastic
 
     def planes(self, weight: Tensor) -> list[Plane]:
-        return [Plane(self.estimator(weight))]
+        pm1 = self.estimator(weight)
+        if self.stochastic and self.training:
+            drawn = sign_pm1(weight.detach() - torch.empty_like(weight).uniform_(-1, 1))
+            pm1 = pm1 + (drawn - pm1).detach()
+        return [Plane(pm1)]
 
 
 class SignInput(InputBinarizer):

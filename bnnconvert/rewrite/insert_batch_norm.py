@@ -32,6 +32,7 @@ from bnnconvert.graph import (
     shape_of,
     skip_back,
 )
+from bnnconvert.layers.base import BinaryLayer
 from bnnconvert.layers.maxout import Maxout
 from bnnconvert.layers.rprelu import RPReLU
 from bnnconvert.rewrite.base import RETRAIN, Promise, Refusal, Rewrite, Site
@@ -62,7 +63,7 @@ class InsertBatchNorm(Rewrite):
         self.affine = affine
 
     def find(self, graph: GraphModule, plan: Plan) -> Iterator[Site | Refusal]:
-        bare = [end for n in binary_inputs(graph) if self.after_layers and (end := _bare_end(graph, n, plan))]
+        bare = [end for n in _binary(graph) if self.after_layers and (end := _bare_end(graph, n, plan))]
         if bare:  # what comes after them is centred by them, so the signs are looked at again afterwards
             for end in bare:
                 yield from _site(end, end)
@@ -98,6 +99,11 @@ class InsertBatchNorm(Rewrite):
         after = reader is source
         path = f"{reader.target}_{'output_norm' if after else 'norm'}"
         insert_after(graph, source, path, norm.train(graph.training), users=None if after else [reader])
+
+
+def _binary(graph: GraphModule) -> Iterator[Node]:
+    """Nodes of all binary layers, those with a float input too."""
+    return (node for node in graph.graph.nodes if isinstance(module_of(graph, node), BinaryLayer))
 
 
 def _bare_end(graph: GraphModule, node: Node, plan: Plan) -> Node | None:

@@ -96,8 +96,10 @@ def test_what_stays_float_is_what_the_method_says() -> None:
         plan = bnnconvert.convert(randomise(Residual()), name).plan
         return {p.facts.path for p in plan.layers if p.decision == "float"}
 
-    assert kept("bnn") == {"layer2.downsample.0"}
-    for name in set(recipe_names()) - {"bnn"}:
+    ends_too = {"bnn", "binaryconnect", "lab", "lab2"}
+    for name in ends_too:
+        assert kept(name) == {"layer2.downsample.0"}
+    for name in set(recipe_names()) - ends_too:
         assert kept(name) == {"conv1", "fc", "layer2.downsample.0"}
 
 
@@ -106,6 +108,12 @@ def test_bnn_has_a_weight_only_first_layer() -> None:
     first = plan.layer("conv1")
     assert first is not None
     assert first.decision == "weight-only"
+
+
+def test_layers_without_a_scale_get_a_batch_norm_also_where_their_input_stays_float() -> None:
+    student = bnnconvert.convert(randomise(Functional()), "binaryconnect").model
+    added = {name for name, _ in student.named_modules() if "norm" in name}
+    assert added == {"conv3_output_norm", "fc1_output_norm", "fc2_output_norm"}
 
 
 @pytest.mark.parametrize(
