@@ -10,6 +10,8 @@ from bnnconvert.binarizers.sign import SignWeight
 from bnnconvert.errors import UsageError
 from bnnconvert.estimators.clip import Clip
 from bnnconvert.estimators.identity import Identity
+from bnnconvert.pipeline import check_recipe
+from bnnconvert.recipe import parse_recipe, recipe_text
 from bnnconvert.train.layout import use_layout
 from bnnconvert.train.optimizers import (
     OPTIMIZERS,
@@ -189,6 +191,15 @@ def test_bop_refuses_weights_with_a_magnitude(binarizer: nn.Module, message: str
     student.get_submodule("conv").weight_binarizer = binarizer
     with pytest.raises(UsageError, match=f"training.optimizer: Bop cannot train {message}"):
         make_optimizer(student, settings("bop"))
+
+
+def test_a_recipe_that_gives_bop_a_magnitude_is_refused_before_anything_runs() -> None:
+    text = recipe_text("bop")
+    text = text.replace('"sign", estimator = "identity"', '"scaled-sign", estimator = "identity"')
+    with pytest.raises(
+        UsageError, match=r"training.optimizer: Bop cannot train recipe 'bop', layers\[4\].weights: its"
+    ):
+        check_recipe(parse_recipe(text, where="mine.toml"))
 
 
 def test_shift_adamax_multiplies_by_powers_of_two() -> None:
