@@ -82,19 +82,24 @@ def load_checkpoint(path: Path, settings: dict[str, Any]) -> tuple[State, dict[s
     return state, content["parts"], differences(environment, now)
 
 
-def collect_parts(student: nn.Module, optimizer: Any, scaler: Any) -> dict[str, Any]:
-    """State dicts of everything that trains."""
+def collect_parts(networks: list[nn.Module], optimizer: Any, scaler: Any) -> dict[str, Any]:
+    """State dicts of everything that trains: the student, then its teacher if that one trains, too."""
+    student, *teacher = networks
     return {
         "student": student.state_dict(),
+        "teacher": [network.state_dict() for network in teacher],
         "held": held_weights(student),
         "optimizer": optimizer.state_dict(),
         "scaler": {} if scaler is None else scaler.state_dict(),
     }
 
 
-def restore_parts(parts: dict[str, Any], student: nn.Module, optimizer: Any, scaler: Any) -> None:
+def restore_parts(parts: dict[str, Any], networks: list[nn.Module], optimizer: Any, scaler: Any) -> None:
     """Take up the state dicts of a checkpoint."""
+    student, *teacher = networks
     student.load_state_dict(parts["student"])
+    for network, state in zip(teacher, parts["teacher"], strict=True):
+        network.load_state_dict(state)
     restore_held(student, parts["held"])
     optimizer.load_state_dict(parts["optimizer"])
     if scaler is not None:

@@ -12,15 +12,14 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from torch import Tensor
+from torch import nn
 from torch.fx import GraphModule
 
 from bnnconvert.errors import UsageError
-from bnnconvert.train.augment import Choice, augmented, choose
+from bnnconvert.train.augment import Choice, choose
 from bnnconvert.train.batches import (
     EpochBatches,
     derive_seed,
-    generator_for,
     plain_loader,
     preserved_randomness,
     to_input,
@@ -29,17 +28,19 @@ from bnnconvert.train.batches import (
 )
 from bnnconvert.train.calibrate import calibrate_inputs, reestimate_batch_norm, set_batch_norm_momentum
 from bnnconvert.train.checkpoint import State, collect_parts, restore_parts
-from bnnconvert.train.diagnose import refuse_bad_parameters, refuse_not_finite
-from bnnconvert.train.engine import engine, has_unused_parameters, share_buffers, sums
-from bnnconvert.train.latent import advance_schedules, clip_latent, freeze_weights, set_stage, weight_signs
+from bnnconvert.train.diagnose import refuse_bad_parameters
+from bnnconvert.train.engine import engine, has_unused_parameters, share_buffers
+from bnnconvert.train.latent import advance_schedules, freeze_weights, set_stage, weight_signs
 from bnnconvert.train.layout import keep_gradient_layout, use_layout
 from bnnconvert.train.metrics import Tally, measure_accuracy
 from bnnconvert.train.monitor import dead_channels, flip_ratios
 from bnnconvert.train.objective import Objective
-from bnnconvert.train.optimizers import enter_stage, make_optimizer, set_learning_rate
+from bnnconvert.train.optimizers import add_network, enter_stage, make_optimizer
 from bnnconvert.train.record import Recorder
 from bnnconvert.train.schedule import Span, learning_rate, span_at, stage_spans
+from bnnconvert.train.scratch import start_anew
 from bnnconvert.train.setup import Setup, comparable_settings, override
+from bnnconvert.train.step import Stepper
 from bnnconvert.train.views import Views
 from bnnconvert.values.data import Data
 from bnnconvert.values.progress import Progress, Silent
@@ -135,21 +136,40 @@ class FineTuning:
         student.to(device)
         set_batch_norm_momentum(student, self.training.batch_norm_momentum)
         optimizer = make_optimizer(student, self.training.optimizer)
-        self.evaluations = optimizer.evaluations
-        if self.evaluations > 1 and setup.mixed_precision == "fp16":
+        evaluations = optimizer.evaluations
+        if evaluations > 1 and setup.mixed_precision == "fp16":
             name = self.training.optimizer.name
             raise UsageError(
                 f"training.optimizer: {name!r} takes two gradients a step and fp16 may skip one; use bf16."
             )
-        self.objective = Objective(self.training.losses, student, teacher, device=device)
+        joint = self.training.teacher == "joint"
+        self.objective = Objective(self.training.losses, student, teacher, device=device, joint=joint)
+        self.networks: list[nn.Module] = [student]
+        """All that trains."""
+        if self.objective.trained is not None:
+            self.networks.append(self.objective.trained)
+            add_network(optimizer, self.objective.trained, self.training.optimizer)
         if processes > 1:
             few = next(self.views.clean_batches(1, batch))[:2]
-            distributed.find_unused_parameters = has_unused_parameters(student, self.spans, few)
+            distributed.find_unused_parameters = any(has_unused_parameters(n, self.spans, few) for n in self.networks)
         loader = train_loader(self.views.train, data, self.batches, workers=setup.workers)
         share = math.ceil(min(EVALUATION_BATCH, len(self.views.held_out)) / processes)
         held_out = plain_loader(self.views.held_out, data, batch_size=share * processes, seed=setup.seed)
         self.wrapped, self.optimizer, self.loader, self.held_out_loader = accelerator.prepare(
             student, optimizer, loader, held_out
+        )
+        if self.objective.teacher is not None and joint:
+            self.objective.teacher.forward = accelerator.prepare(self.objective.teacher.model)
+        self.step = Stepper(
+            self.objective,
+            self.wrapped,
+            self.optimizer,
+            accelerator,
+            setup,
+            spans=self.spans,
+            total=self.total,
+            networks=self.networks,
+            evaluations=evaluations,
         )
 
     def complete(self, recorder: Recorder, *, resume: bool) -> TrainReport:
@@ -161,7 +181,7 @@ class FineTuning:
             recorder.save(self.state, self._parts())
         else:
             self.state, parts = found
-            restore_parts(parts, self.student, self.optimizer, self.accelerator.scaler)
+            restore_parts(parts, self.networks, self.optimizer, self.accelerator.scaler)
             self._set_stage(self.spans[self.state.stage])
         recorder.start(self.state, total_steps=self.total, per_epoch=self.per_epoch)
         while self.state.step < self.total:
@@ -177,12 +197,17 @@ class FineTuning:
 
     def _parts(self) -> dict[str, Any]:
         """State dicts for a checkpoint; refuses parameters that are not finite, so that the last good one stays."""
-        refuse_bad_parameters(self.student, step=self.state.step)
-        return collect_parts(self.student, self.optimizer, self.accelerator.scaler)
+        for network in self.networks:
+            refuse_bad_parameters(network, step=self.state.step)
+        return collect_parts(self.networks, self.optimizer, self.accelerator.scaler)
 
     def _begin_run(self) -> None:
         """Calibrate the binary student, measure it, then begin the first stage."""
         set_stage(self.student, weights=True, inputs=True)
+        if self.training.start == "scratch":
+            torch.manual_seed(derive_seed(self.setup.seed, "start"))
+            for network in self.networks:
+                start_anew(network)
         advance_schedules(self.student, 0.0)
         self._calibrate()
         self._reestimate()
@@ -221,7 +246,8 @@ class FineTuning:
             if span.index > state.stage:
                 self._begin_stage(span)
                 self.student.train()
-            self._step(images, labels, first_epoch=epoch == 0)
+            x = to_input(self.step.augmented(images, state.step), self.views.data)
+            self.step(x, labels, state, first_epoch=epoch == 0)
             state.step += 1
             now = time.monotonic()
             state.seconds, clock = state.seconds + now - clock, now
@@ -235,7 +261,8 @@ class FineTuning:
     def _close_epoch(self, epoch: int, clock: float) -> None:
         """Measure the student, keep it if it is the best so far, and write the checkpoint, which comes last."""
         state, span = self.state, self.spans[self.state.stage]
-        share_buffers(self.student)
+        for network in self.networks:
+            share_buffers(network)
         parts = self._parts()
         accuracy = self._held_out_accuracy()
         if span is self.spans[-1] and accuracy >= state.best_accuracy:
@@ -287,33 +314,6 @@ class FineTuning:
         self.accelerator.wait_for_everyone()
         self.recorder.done(report)
         return report
-
-    def _step(self, images: Tensor, labels: Tensor, *, first_epoch: bool) -> None:
-        """One optimizer step."""
-        accelerator, state, seed = self.accelerator, self.state, self.setup.seed
-        rank, ranks = accelerator.process_index, accelerator.num_processes
-        draws = generator_for(seed, "augment", state.step)
-        x = to_input(augmented(images, self.setup.augmentation, draws, rank=rank, ranks=ranks), self.views.data)
-        for evaluation in range(self.evaluations):
-            torch.manual_seed(derive_seed(seed, "step", state.step, rank))
-            with accelerator.autocast():
-                made = self.objective(self.wrapped, x, labels, progress=state.step / self.total, check=first_epoch)
-            count = labels.new_tensor(len(labels))
-            correct = (made.logits.detach().argmax(dim=1) == labels).sum()
-            totals = sums(accelerator, [made.loss * count, correct, count])
-            if not math.isfinite(totals[0]):
-                torch.manual_seed(derive_seed(seed, "step", state.step, rank))
-                loss = float(made.loss.detach())
-                refuse_not_finite(self.student, x, loss=loss, step=state.step, teacher_logits=made.teacher_logits)
-            if evaluation == 0:
-                state.tally.add(*totals)
-            accelerator.backward(made.loss)
-            if self.training.gradient_clip is not None:
-                accelerator.clip_grad_norm_(self.student.parameters(), self.training.gradient_clip)
-            set_learning_rate(self.optimizer, learning_rate(self.training, self.spans, state.step))
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-        clip_latent(self.student)
 
     def _calibrate(self) -> None:
         torch.manual_seed(derive_seed(self.setup.seed, "calibrate"))

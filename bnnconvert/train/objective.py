@@ -1,11 +1,12 @@
 """The training loss of one batch: the recipe's terms over what student and teacher say."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bnnconvert.errors import UsageError
 from bnnconvert.train.features import Features
@@ -26,19 +27,35 @@ class BatchLoss:
 
 
 class Objective:
-    """Weighted sum of losses. Hooks on the student live until `close`."""
+    """Weighted sum of losses. Hooks on the student live until `close`.
+
+    A `joint` teacher has a loss of its own in the sum: cross-entropy with the labels, and what the terms ask of it.
+    Neither network's terms have a gradient to the other.
+    """
 
     def __init__(
-        self, losses: list[recipe.Loss], student: nn.Module, teacher: nn.Module | None, *, device: torch.device
+        self,
+        losses: list[recipe.Loss],
+        student: nn.Module,
+        teacher: nn.Module | None,
+        *,
+        device: torch.device,
+        joint: bool = False,
     ) -> None:
         self.settings, self.terms = losses, build_losses(losses)
         lonely = [term.name for term, loss in zip(losses, self.terms, strict=True) if loss.needs_teacher]
         if lonely and teacher is None:
             raise UsageError(f"training.losses: {lonely[0]!r} needs a teacher, and there is none; use 'cross-entropy'.")
+        if joint and not lonely:
+            raise UsageError(
+                "training.teacher: 'joint', and none of the losses looks at it; add 'distill' or 'mutual'."
+            )
         paths: set[str] = set()
         if teacher is not None:
             paths = {path for loss in self.terms for path in loss.features(student, teacher)}
-        self.teacher = Teacher(teacher, device=device, features=paths) if teacher is not None and lonely else None
+        self.teacher = None
+        if teacher is not None and lonely:
+            self.teacher = Teacher(teacher, device=device, features=paths, trains=joint)
         self.features = Features(student, paths)
         for term in self.terms:
             term.bind(student)
@@ -54,18 +71,42 @@ class Objective:
         logits = logits_of(forward(x))
         if check:
             check_labels(labels, logits.shape[1])
-        outputs = Outputs(logits, labels, theirs, self.features.take(), their_features)
+        features = self.features.take()
+        outputs = Outputs(logits, labels, _constant(theirs), features, _constants(their_features))
+        active = [
+            (setting.weight, loss)
+            for setting, loss in zip(self.settings, self.terms, strict=True)
+            if setting.since <= progress < setting.until
+        ]
         total = logits.new_zeros((), dtype=torch.float)
-        for setting, loss in zip(self.settings, self.terms, strict=True):
-            if setting.since <= progress < setting.until:
-                total = total + setting.weight * loss(outputs)
-        return BatchLoss(total, logits, theirs)
+        for weight, loss in active:
+            total = total + weight * loss(outputs)
+        if theirs is not None and self.trained is not None:
+            total = total + F.cross_entropy(theirs.float(), labels)
+            mirrored = Outputs(logits.detach(), labels, theirs, _constants(features), their_features)
+            for weight, loss in active:
+                term = loss.teacher_term(mirrored)
+                total = total if term is None else total + weight * term
+        return BatchLoss(total, logits, _constant(theirs))
+
+    @property
+    def trained(self) -> nn.Module | None:
+        """The teacher's network, if it trains."""
+        return None if self.teacher is None or not self.teacher.trains else self.teacher.model
 
     def close(self) -> None:
         """Remove the hooks from the student."""
         self.features.close()
         for term in self.terms:
             term.close()
+
+
+def _constant(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.detach()
+
+
+def _constants(features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {path: feature.detach() for path, feature in features.items()}
 
 
 def build_losses(losses: list[recipe.Loss]) -> list[Loss]:

@@ -1,8 +1,12 @@
-"""The teacher: the user's float model in evaluation mode, frozen, on the student's own batches."""
+"""The teacher: a copy of the user's float model on the student's own batches.
+
+Frozen, it is in evaluation mode. Trained along with the student, it is a network of its own in training mode.
+"""
 
 import copy
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,26 +14,33 @@ from torch.fx import GraphModule, Node
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from bnnconvert.train.features import Features
-from bnnconvert.train.layout import use_layout
+from bnnconvert.train.layout import keep_gradient_layout, use_layout
 from bnnconvert.train.metrics import logits_of
 
 
 class Teacher:
-    """A frozen copy of the teacher, its batch norms fused into its convolutions where nothing looks between them."""
+    """A copy of the teacher; batch norms of a frozen one are fused into convolutions if nothing looks between them."""
 
-    def __init__(self, model: nn.Module, *, device: torch.device, features: Iterable[str] = ()) -> None:
-        model = copy.deepcopy(model).eval().requires_grad_(False)
+    def __init__(
+        self, model: nn.Module, *, device: torch.device, features: Iterable[str] = (), trains: bool = False
+    ) -> None:
+        model = copy.deepcopy(model).train(trains).requires_grad_(trains)
         paths = list(features)
-        if isinstance(model, GraphModule) and not paths:
+        if trains:
+            keep_gradient_layout(model)
+        elif isinstance(model, GraphModule) and not paths:
             fuse_batch_norms(model)
         use_layout(model, torch.channels_last)
+        self.trains = trains
         self.model = model.to(device)
+        self.forward: Callable[[Tensor], Any] = self.model
+        """The model, or what an engine has wrapped it in."""
         self.features = Features(self.model, paths)
 
-    @torch.no_grad()
     def __call__(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits, and the features at the chosen paths."""
-        logits = logits_of(self.model(x))
+        with torch.set_grad_enabled(self.trains):
+            logits = logits_of(self.forward(x))
         return logits, self.features.take()
 
 

@@ -137,6 +137,10 @@ class Training(Section):
     """Share of a span over which the learning rate rises from 0."""
     stages: list[Stage] = [Stage()]
     losses: list[Loss] = [Loss(name="distill", weight=1.0)]
+    teacher: Literal["frozen", "joint"] = "frozen"
+    """A joint teacher trains along, by the labels and what the losses ask of it, never through the student's terms."""
+    start: Literal["teacher", "scratch"] = "teacher"
+    """Whether the student begins with its teacher's weights; from scratch, a joint teacher begins anew as well."""
     gradient_clip: Annotated[float, Field(gt=0)] | None = None
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Part of the training data that is held out to choose the best checkpoint."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tests.train.toys import STAGES, make_data, make_student, run
+from tests.train.toys import STAGES, make_data, make_student, make_teacher, run
 
 EXACT = {"optimizer": {"name": "sgd", "lr": 0.01}, "warmup": 0.0, "validation_share": 0.21}
 """Gradients are averaged in another order, so nothing that amplifies a rounding error: no Adam, no batch norm."""
@@ -32,9 +32,22 @@ def staged(folder: Path | None) -> tuple[torch.nn.Module, float]:
     return student, report.held_out_accuracy
 
 
+def joint(folder: Path | None) -> tuple[torch.nn.Module, float]:
+    """A run from scratch whose teacher trains along."""
+    losses = [{"name": "cross-entropy"}, {"name": "mutual", "weight": 0.5}]
+    student, report = run(
+        folder,
+        student=make_student(norm=False, drop=0.0),
+        teacher=make_teacher(norm=False, drop=0.0),
+        training=EXACT | {"losses": losses, "teacher": "joint", "start": "scratch"},
+        max_steps=6,
+    )
+    return student, report.held_out_accuracy
+
+
 if __name__ == "__main__":
     out, rank = Path(sys.argv[1]), os.environ.get("RANK", "0")
-    for name, made in (("plain", plain(out / "plain")), ("staged", staged(out / "staged"))):
+    for name, made in (("plain", plain(out / "plain")), ("staged", staged(out / "staged")), ("joint", joint(None))):
         student, accuracy = made
         torch.save(student.state_dict(), out / f"{name}-{rank}.pt")
         (out / f"{name}-{rank}.json").write_text(json.dumps(accuracy))

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from bnnconvert.train import evaluate_samples
 from bnnconvert.train.engine import has_unused_parameters
 from bnnconvert.train.schedule import stage_spans
 from bnnconvert.train.views import Views
-from tests.train.processes import EXACT, plain
+from tests.train.processes import EXACT, joint, plain
 from tests.train.toys import STAGES, make_data, make_student, make_training, run
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +33,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["plain", "staged"])
+@pytest.mark.parametrize("name", ["plain", "staged", "joint"])
 def test_processes_end_with_the_same_bits_and_the_same_accuracy(two: Path, name: str) -> None:
     first, second = (torch.load(two / f"{name}-{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first.keys() == second.keys()
@@ -40,14 +41,15 @@ def test_processes_end_with_the_same_bits_and_the_same_accuracy(two: Path, name:
     assert (two / f"{name}-0.json").read_text() == (two / f"{name}-1.json").read_text()
 
 
-def test_two_processes_train_as_one_does(two: Path) -> None:
-    student, accuracy = plain(None)
-    state = torch.load(two / "plain-0.pt", weights_only=True)
+@pytest.mark.parametrize("made", [plain, joint])
+def test_two_processes_train_as_one_does(two: Path, made: Callable[[None], tuple[torch.nn.Module, float]]) -> None:
+    student, accuracy = made(None)
+    state = torch.load(two / f"{made.__name__}-0.pt", weights_only=True)
     for name, value in student.state_dict().items():
         torch.testing.assert_close(
             state[name], value, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
         )
-    assert json.loads((two / "plain-0.json").read_text()) == accuracy
+    assert json.loads((two / f"{made.__name__}-0.json").read_text()) == accuracy
 
 
 @pytest.mark.parametrize(("name", "samples", "share"), [("plain", 120, 0.21), ("staged", 125, 0.2)])

@@ -71,9 +71,9 @@ def float_net(*, norm: bool = True, drop: float = 0.1) -> nn.Sequential:
     return nn.Sequential(OrderedDict(layers))
 
 
-def make_teacher(*, seed: int = 0, norm: bool = True) -> GraphModule:
+def make_teacher(*, seed: int = 0, norm: bool = True, drop: float = 0.1) -> GraphModule:
     torch.manual_seed(seed)
-    return trace(float_net(norm=norm)).eval()
+    return trace(float_net(norm=norm, drop=drop)).eval()
 
 
 def make_student(*, seed: int = 1, norm: bool = True, drop: float = 0.1, gain: bool = False) -> GraphModule:

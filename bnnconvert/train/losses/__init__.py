@@ -7,6 +7,7 @@ from bnnconvert.train.losses.cross_entropy import CrossEntropy
 from bnnconvert.train.losses.distill import Distill
 from bnnconvert.train.losses.distribution import Distribution
 from bnnconvert.train.losses.feature_match import FeatureMatch
+from bnnconvert.train.losses.mutual import Mutual
 from bnnconvert.train.losses.rad import Rad
 from bnnconvert.train.losses.scale_regularizer import ScaleRegularizer
 from bnnconvert.train.losses.sine_regularizer import SineRegularizer
@@ -21,6 +22,7 @@ LOSSES: dict[str, type[Loss]] = {
     "rad": Rad,
     "scale-regularizer": ScaleRegularizer,
     "sine-regularizer": SineRegularizer,
+    "mutual": Mutual,
 }
 
 __all__ = ["LOSSES", "Loss", "Outputs"]

@@ -44,6 +44,10 @@ class Loss(ABC):
     def close(self) -> None:
         """Take off the student what `bind` put there."""
 
+    def teacher_term(self, outputs: Outputs) -> Tensor | None:
+        """What the loss asks of a teacher that trains, with gradient to the teacher only; nothing by default."""
+        return None
+
     @abstractmethod
     def __call__(self, outputs: Outputs) -> Tensor:
         """The loss as a scalar with gradient to the student only."""

@@ -34,6 +34,7 @@ OPTIMIZERS: dict[str, type[RecipeOptimizer]] = {
 
 __all__ = [
     "OPTIMIZERS",
+    "add_network",
     "check_optimizer",
     "enter_stage",
     "make_optimizer",
@@ -52,6 +53,12 @@ def make_optimizer(student: nn.Module, settings: recipe.Optimizer) -> RecipeOpti
     layers = [(path, m) for path, m in student.named_modules() if isinstance(m, BinaryLayer)]
     _refuse_unfit(made, [(path, m.weight_binarizer, m.weight) for path, m in layers], where="training.optimizer")
     return made
+
+
+def add_network(optimizer: RecipeOptimizer, network: nn.Module, settings: recipe.Optimizer) -> None:
+    """Let the optimizer train a second network as well."""
+    for group in parameter_groups(network, settings):
+        optimizer.add_param_group(group)
 
 
 def check_optimizer(
