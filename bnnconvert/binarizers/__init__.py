@@ -8,6 +8,7 @@ from torch import nn
 
 from bnnconvert.binarizers.adabin import AdabinInput, AdabinWeight
 from bnnconvert.binarizers.balanced import BalancedWeight
+from bnnconvert.binarizers.admm import AdmmWeight
 from bnnconvert.binarizers.base import InputBinarizer, WeightBinarizer
 from bnnconvert.binarizers.biper import BiperWeight
 from bnnconvert.binarizers.dorefa import DorefaInput, DorefaWeight
@@ -48,6 +49,7 @@ WEIGHT_BINARIZERS: dict[str, type[WeightBinarizer]] = {
     "wrpn": WrpnWeight,
     "ternary": TernaryWeight,
     "lab": LabWeight,
+    "admm": AdmmWeight,
 }
 
 INPUT_BINARIZERS: dict[str, type[InputBinarizer]] = {

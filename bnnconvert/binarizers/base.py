@@ -68,6 +68,9 @@ class WeightBinarizer(nn.Module, ABC):
     def advance(self, progress: float) -> None:
         """Move a schedule to `progress`, the share of the run that is done, in [0, 1]."""
 
+    def after_step(self, weight: Tensor, *, binary: bool) -> None:
+        """Look at the latent weight after an optimizer step of a stage in which it is binary, or not yet."""
+
     def forward(self, weight: Tensor) -> Tensor:
         """Quantized weight, sum of scaled planes; same shape as `weight`."""
         return _sum(self.planes(weight), weight.dim())

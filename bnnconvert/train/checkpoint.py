@@ -83,11 +83,11 @@ def load_checkpoint(path: Path, settings: dict[str, Any]) -> tuple[State, dict[s
 
 
 def collect_parts(networks: list[nn.Module], optimizer: Any, scaler: Any) -> dict[str, Any]:
-    """State dicts of everything that trains: the student, then its teacher if that one trains, too."""
-    student, *teacher = networks
+    """State dicts of everything that trains: the student, then what else a step depends on."""
+    student, *others = networks
     return {
         "student": student.state_dict(),
-        "teacher": [network.state_dict() for network in teacher],
+        "others": [network.state_dict() for network in others],
         "held": held_weights(student),
         "optimizer": optimizer.state_dict(),
         "scaler": {} if scaler is None else scaler.state_dict(),
@@ -96,9 +96,9 @@ def collect_parts(networks: list[nn.Module], optimizer: Any, scaler: Any) -> dic
 
 def restore_parts(parts: dict[str, Any], networks: list[nn.Module], optimizer: Any, scaler: Any) -> None:
     """Take up the state dicts of a checkpoint."""
-    student, *teacher = networks
+    student, *others = networks
     student.load_state_dict(parts["student"])
-    for network, state in zip(teacher, parts["teacher"], strict=True):
+    for network, state in zip(others, parts["others"], strict=True):
         network.load_state_dict(state)
     restore_held(student, parts["held"])
     optimizer.load_state_dict(parts["optimizer"])

@@ -40,12 +40,13 @@ def advance_schedules(student: nn.Module, progress: float) -> None:
 
 @torch.no_grad()
 def clip_latent(student: nn.Module) -> None:
-    """Clamp latent weights where the method asks for it, put frozen ones back; call after each optimizer step."""
+    """Put latent weights where the method and the stage want them; call after each optimizer step."""
     for _, layer in binary_layers(student):
         clip = layer.weight_binarizer.clip
         if clip is not None and layer.weights_are_binary:
             layer.weight.clamp_(-clip, clip)
         _hold(layer)
+        layer.weight_binarizer.after_step(layer.weight, binary=layer.weights_are_binary)
 
 
 @torch.no_grad()

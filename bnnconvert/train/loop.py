@@ -15,7 +15,6 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import nn
 from torch.fx import GraphModule
 
-from bnnconvert.errors import UsageError
 from bnnconvert.train.augment import Choice, choose
 from bnnconvert.train.batches import (
     EpochBatches,
@@ -30,6 +29,7 @@ from bnnconvert.train.calibrate import calibrate_inputs, reestimate_batch_norm, 
 from bnnconvert.train.checkpoint import State, collect_parts, restore_parts
 from bnnconvert.train.diagnose import refuse_bad_parameters
 from bnnconvert.train.engine import engine, has_unused_parameters, share_buffers
+from bnnconvert.train.gradients import GradientQuantizer
 from bnnconvert.train.latent import advance_schedules, freeze_weights, set_stage, weight_signs
 from bnnconvert.train.layout import keep_gradient_layout, use_layout
 from bnnconvert.train.metrics import Tally, measure_accuracy
@@ -39,7 +39,7 @@ from bnnconvert.train.optimizers import add_network, enter_stage, make_optimizer
 from bnnconvert.train.record import Recorder
 from bnnconvert.train.schedule import Span, learning_rate, span_at, stage_spans
 from bnnconvert.train.scratch import start_anew
-from bnnconvert.train.setup import Setup, comparable_settings, override
+from bnnconvert.train.setup import Setup, comparable_settings, override, refuse_half
 from bnnconvert.train.step import Stepper
 from bnnconvert.train.views import Views
 from bnnconvert.values.data import Data
@@ -135,13 +135,10 @@ class FineTuning:
         self.handles = keep_gradient_layout(student)
         student.to(device)
         set_batch_norm_momentum(student, self.training.batch_norm_momentum)
-        optimizer = make_optimizer(student, self.training.optimizer)
+        bits = self.training.gradient_bits
+        optimizer = make_optimizer(student, self.training.optimizer, by_layer=bits is not None)
         evaluations = optimizer.evaluations
-        if evaluations > 1 and setup.mixed_precision == "fp16":
-            name = self.training.optimizer.name
-            raise UsageError(
-                f"training.optimizer: {name!r} takes two gradients a step and fp16 may skip one; use bf16."
-            )
+        refuse_half(setup, evaluations)
         joint = self.training.teacher == "joint"
         self.objective = Objective(self.training.losses, student, teacher, device=device, joint=joint)
         self.networks: list[nn.Module] = [student]
@@ -160,6 +157,7 @@ class FineTuning:
         )
         if self.objective.teacher is not None and joint:
             self.objective.teacher.forward = accelerator.prepare(self.objective.teacher.model)
+        self.gradients = None if bits is None else GradientQuantizer(student, bits).to(device)
         self.step = Stepper(
             self.objective,
             self.wrapped,
@@ -170,6 +168,7 @@ class FineTuning:
             total=self.total,
             networks=self.networks,
             evaluations=evaluations,
+            gradients=self.gradients,
         )
 
     def complete(self, recorder: Recorder, *, resume: bool) -> TrainReport:
@@ -181,7 +180,7 @@ class FineTuning:
             recorder.save(self.state, self._parts())
         else:
             self.state, parts = found
-            restore_parts(parts, self.networks, self.optimizer, self.accelerator.scaler)
+            restore_parts(parts, self._stateful(), self.optimizer, self.accelerator.scaler)
             self._set_stage(self.spans[self.state.stage])
         recorder.start(self.state, total_steps=self.total, per_epoch=self.per_epoch)
         while self.state.step < self.total:
@@ -191,6 +190,8 @@ class FineTuning:
     def release(self) -> None:
         """Take hooks and the engine's wrapping off the student."""
         self.objective.close()
+        if self.gradients is not None:
+            self.gradients.close()
         for handle in self.handles:
             handle.remove()
         self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False, keep_torch_compile=False)
@@ -199,7 +200,11 @@ class FineTuning:
         """State dicts for a checkpoint; refuses parameters that are not finite, so that the last good one stays."""
         for network in self.networks:
             refuse_bad_parameters(network, step=self.state.step)
-        return collect_parts(self.networks, self.optimizer, self.accelerator.scaler)
+        return collect_parts(self._stateful(), self.optimizer, self.accelerator.scaler)
+
+    def _stateful(self) -> list[nn.Module]:
+        """What a checkpoint holds the state of."""
+        return self.networks if self.gradients is None else [*self.networks, self.gradients]
 
     def _begin_run(self) -> None:
         """Calibrate the binary student, measure it, then begin the first stage."""

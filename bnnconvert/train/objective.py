@@ -57,8 +57,12 @@ class Objective:
         if teacher is not None and lonely:
             self.teacher = Teacher(teacher, device=device, features=paths, trains=joint)
         self.features = Features(student, paths)
-        for term in self.terms:
-            term.bind(student)
+        try:
+            for term in self.terms:
+                term.bind(student)
+        except UsageError:
+            self.close()
+            raise
 
     def __call__(
         self, forward: Callable[[Tensor], Any], x: Tensor, labels: Tensor, *, progress: float, check: bool

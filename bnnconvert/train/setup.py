@@ -63,6 +63,20 @@ def override(
     return training.model_copy(update=changes)
 
 
+def refuse_half(setup: Setup, evaluations: int) -> None:
+    """Refuse what fp16 breaks: a gradient that overflows is skipped, and others come at a scale that changes.
+
+    Raises: UsageError naming the setting.
+    """
+    if setup.mixed_precision != "fp16":
+        return
+    if evaluations > 1:
+        name = setup.training.optimizer.name
+        raise UsageError(f"training.optimizer: {name!r} takes two gradients a step and fp16 may skip one; use bf16.")
+    if setup.training.gradient_bits is not None:
+        raise UsageError("training.gradient_bits: clips are no longer right when fp16 changes its scale; use bf16.")
+
+
 def comparable_settings(
     setup: Setup, views: Views, student: nn.Module, *, device: torch.device, processes: int
 ) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from bnnconvert.train.augment import augmented
 from bnnconvert.train.batches import derive_seed, generator_for
 from bnnconvert.train.checkpoint import State
 from bnnconvert.train.diagnose import refuse_not_finite
-from bnnconvert.train.engine import sums
+from bnnconvert.train.engine import share_buffers, sums
+from bnnconvert.train.gradients import GradientQuantizer
 from bnnconvert.train.latent import clip_latent
 from bnnconvert.train.objective import BatchLoss, Objective
 from bnnconvert.train.optimizers import set_learning_rate
@@ -38,10 +39,12 @@ class Stepper:
         total: int,
         networks: list[nn.Module],
         evaluations: int,
+        gradients: GradientQuantizer | None,
     ) -> None:
         self.objective, self.forward, self.optimizer = objective, forward, optimizer
         self.accelerator, self.setup, self.training = accelerator, setup, setup.training
         self.spans, self.total, self.networks, self.evaluations = spans, total, networks, evaluations
+        self.gradients = gradients
 
     def augmented(self, images: Tensor, step: int) -> Tensor:
         """The images of one step, cropped and flipped at random. Shapes: (N, C, H, W), the same comes back."""
@@ -54,13 +57,20 @@ class Stepper:
 
         Raises: RefusalError where the loss is not finite.
         """
+        factors = None
+        if self.gradients is not None:
+            self.gradients.begin_step(state.step)
         for evaluation in range(self.evaluations):
             made, totals = self._evaluate(x, labels, state.step, check=first_epoch)
             if evaluation == 0:
                 state.tally.add(*totals)
             self.accelerator.backward(made.loss)
             self._clip_gradients()
-            set_learning_rate(self.optimizer, learning_rate(self.training, self.spans, state.step))
+            if self.gradients is not None:
+                if self.gradients.searching:
+                    share_buffers(self.gradients)  # each process has searched in its own part of the batch
+                factors = self.gradients.rates()
+            set_learning_rate(self.optimizer, learning_rate(self.training, self.spans, state.step), factors)
             self.optimizer.step()
             self.optimizer.zero_grad()
         clip_latent(self.networks[0])

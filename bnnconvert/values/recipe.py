@@ -142,6 +142,8 @@ class Training(Section):
     start: Literal["teacher", "scratch"] = "teacher"
     """Whether the student begins with its teacher's weights; from scratch, a joint teacher begins anew as well."""
     gradient_clip: Annotated[float, Field(gt=0)] | None = None
+    gradient_bits: Annotated[int, Field(ge=2, le=8)] | None = None
+    """Bits of the gradients that come to binary layers, to see what integer training would do; no faster for it."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Part of the training data that is held out to choose the best checkpoint."""
     batch_norm_batches: Annotated[int, Field(gt=0)] = 50

@@ -106,10 +106,10 @@ def test_a_run_with_its_teacher_goes_on_exactly_from_any_step(tmp_path: Path, at
     assert same_weights(teacher, before)
     with pytest.raises(Stop):
         run(tmp_path, training=training, progress=StopAt(at), checkpoint_seconds=0.0)
-    first = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["parts"]["teacher"][0]
+    first = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["parts"]["others"][0]
     resumed, _ = run(tmp_path, training=training, resume=True)
     assert same_weights(whole, resumed)
-    last = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["parts"]["teacher"][0]
+    last = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["parts"]["others"][0]
     assert first.keys() == teacher.state_dict().keys()
     assert not torch.equal(first["stem.weight"], last["stem.weight"])
 

@@ -12,6 +12,7 @@ import bnnconvert
 from bnnconvert.binarizers import build_weight_binarizer
 from bnnconvert.binarizers.pact import PactInput
 from bnnconvert.errors import UsageError
+from bnnconvert.train import set_stage
 from bnnconvert.train.losses import LOSSES, Outputs
 from bnnconvert.train.losses.attention_match import AttentionMatch
 from bnnconvert.train.losses.clip_level import ClipLevel
@@ -23,6 +24,8 @@ from bnnconvert.train.objective import Objective, build_losses
 from bnnconvert.values.recipe import Loss, Named, Training
 from tests.networks import Residual
 from tests.train.toys import make_student, make_teacher
+from bnnconvert.values.recipe import Loss, Training
+from tests.train.toys import make_admm_student, make_student, make_teacher
 
 # Apprentice: y = 0, z_S = [0, 0], z_T = [ln 3, 0], so p_T = [3/4, 1/4].
 TEACHER = torch.tensor([[math.log(3), 0.0]])
@@ -179,6 +182,9 @@ def test_every_loss_is_a_scalar_with_gradient_to_the_student_only(name: str) -> 
         conv, (row, more) = student.get_submodule("conv"), OF_WEIGHTS[name]
         conv.weight_binarizer = build_weight_binarizer(Named(name=row, **more), (8, 6, 3, 3), where="test")
         conv.weight_binarizer.calibrate(conv.weight)
+    if name == "admm":
+        student = make_admm_student()
+        set_stage(student, weights=False, inputs=True)
     named = [Loss.model_validate({"name": name, "weight": 2.0} | options)]
     objective = Objective(named, student, teacher, device=torch.device("cpu"))
     made = objective(student, torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0]), progress=0.0, check=True)

@@ -93,7 +93,16 @@ def settings(name: str, **options: Any) -> Optimizer:
 
 
 def groups(*weights: nn.Parameter, kind: str = "binary") -> list[dict[str, Any]]:
-    return [{"params": list(weights), "weight_decay": 0.0, "kind": kind, "binary": kind == "binary", "rate": 1.0}]
+    return [
+        {
+            "params": list(weights),
+            "weight_decay": 0.0,
+            "kind": kind,
+            "binary": kind == "binary",
+            "path": "",
+            "rate": 1.0,
+        }
+    ]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Tracer
 
+from bnnconvert.binarizers.admm import AdmmWeight
 from bnnconvert.binarizers.base import Encoder, Plane
 from bnnconvert.binarizers.shifted_sign import ShiftedSignInput
 from bnnconvert.binarizers.sign import SignInput, SignWeight
@@ -91,6 +92,16 @@ def make_student(*, seed: int = 1, norm: bool = True, drop: float = 0.1, gain: b
         input_binarizer=GainInput(32) if gain else SignInput(32, estimator=Clip()),
     )
     return trace(net)
+
+
+def make_admm_student() -> GraphModule:
+    """A student whose binary weights are ADMM's."""
+    student = make_student()
+    for name in ("conv", "hidden"):
+        layer = student.get_submodule(name)
+        layer.weight_binarizer = AdmmWeight(tuple(layer.weight.shape), estimator=Clip(), every=4)
+        layer.weight_binarizer.calibrate(layer.weight.detach())
+    return student
 
 
 def make_data(*, samples: int = 120, seed: int = 0, classes: int = CLASSES) -> Data:

@@ -1,5 +1,6 @@
 """Losses: one file each, one row each."""
 
+from bnnconvert.train.losses.admm import Admm
 from bnnconvert.train.losses.attention_match import AttentionMatch
 from bnnconvert.train.losses.base import Loss, Outputs
 from bnnconvert.train.losses.clip_level import ClipLevel
@@ -7,6 +8,7 @@ from bnnconvert.train.losses.cross_entropy import CrossEntropy
 from bnnconvert.train.losses.distill import Distill
 from bnnconvert.train.losses.distribution import Distribution
 from bnnconvert.train.losses.feature_match import FeatureMatch
+from bnnconvert.train.losses.lipschitz import Lipschitz
 from bnnconvert.train.losses.mutual import Mutual
 from bnnconvert.train.losses.rad import Rad
 from bnnconvert.train.losses.scale_regularizer import ScaleRegularizer
@@ -23,6 +25,8 @@ LOSSES: dict[str, type[Loss]] = {
     "scale-regularizer": ScaleRegularizer,
     "sine-regularizer": SineRegularizer,
     "mutual": Mutual,
+    "admm": Admm,
+    "lipschitz": Lipschitz,
 }
 
 __all__ = ["LOSSES", "Loss", "Outputs"]

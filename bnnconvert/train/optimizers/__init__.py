@@ -43,12 +43,12 @@ __all__ = [
 ]
 
 
-def make_optimizer(student: nn.Module, settings: recipe.Optimizer) -> RecipeOptimizer:
-    """The recipe's optimizer over the student's parameters, in one group per kind.
+def make_optimizer(student: nn.Module, settings: recipe.Optimizer, *, by_layer: bool = False) -> RecipeOptimizer:
+    """The recipe's optimizer over the student's parameters, in one group per kind, or per binary layer.
 
     Raises: UsageError for an unknown optimizer or option, or one that cannot train the student's binary weights.
     """
-    groups = parameter_groups(student, settings)
+    groups = parameter_groups(student, settings, by_layer=by_layer)
     made = _build(settings, groups, where="training.optimizer")
     layers = [(path, m) for path, m in student.named_modules() if isinstance(m, BinaryLayer)]
     _refuse_unfit(made, [(path, m.weight_binarizer, m.weight) for path, m in layers], where="training.optimizer")

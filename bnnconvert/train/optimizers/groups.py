@@ -8,7 +8,7 @@ BNN do after Adam, which would not notice a scaled gradient. That is a learning 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from torch import nn
@@ -66,10 +66,13 @@ def enter_stage(optimizer: Any, settings: recipe.Optimizer, span: Span) -> None:
         group["binary"] = binary and group["kind"] == "binary"
 
 
-def set_learning_rate(optimizer: Any, rate: float) -> None:
-    """Learning rate of the next step; a layer's own rate counts while its weights are binary."""
+def set_learning_rate(optimizer: Any, rate: float, factors: Mapping[str, float] | None = None) -> None:
+    """Learning rate of the next step; a layer's own rate counts while its weights are binary.
+
+    `factors` multiplies the rate of latent weights that have a group of their own, by the layer's path.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = rate * (group["rate"] if group["binary"] else 1.0)
+        group["lr"] = rate * (group["rate"] if group["binary"] else 1.0) * (factors or {}).get(group["path"], 1.0)
 
 
 def _decay(settings: recipe.Optimizer, plain: float, *, binary: bool) -> dict[Kind, float]:
