@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from bnnconvert.binarizers.adabin import AdabinInput, AdabinWeight
-from bnnconvert.binarizers.balanced import BalancedWeight
 from bnnconvert.binarizers.admm import AdmmWeight
+from bnnconvert.binarizers.balanced import BalancedWeight
 from bnnconvert.binarizers.base import InputBinarizer, WeightBinarizer
 from bnnconvert.binarizers.biper import BiperWeight
 from bnnconvert.binarizers.dorefa import DorefaInput, DorefaWeight

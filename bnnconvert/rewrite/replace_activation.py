@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 
 from bnnconvert.graph import is_call_of, set_module, shape_of
 from bnnconvert.layers.maxout import Maxout
+from bnnconvert.layers.prelu import ChannelPReLU
 from bnnconvert.layers.rprelu import RPReLU
 from bnnconvert.rewrite.base import RETRAIN, Promise, Refusal, Rewrite, Site
 from bnnconvert.rewrite.regions import touches_binary
@@ -41,7 +42,7 @@ class ReplaceActivation(Rewrite):
         if self.to == "hardtanh":
             activation = nn.Hardtanh()
         elif self.to == "prelu":
-            activation = nn.PReLU(shape[1], init=self.slope)
+            activation = ChannelPReLU(shape[1], init=self.slope)
         elif self.to == "maxout":
             activation = Maxout(shape[1], slope=self.slope)
         else:

@@ -11,6 +11,7 @@ from bnnconvert.binarizers.sign import SignInput
 from bnnconvert.estimators.clip import Clip
 from bnnconvert.layers.conv2d import BinaryConv2d
 from bnnconvert.layers.linear import BinaryLinear
+from bnnconvert.layers.prelu import ChannelPReLU
 from bnnconvert.layers.rprelu import RPReLU
 from tests.students import TwoPlanes
 
@@ -106,9 +107,10 @@ def test_rprelu_closed_form() -> None:
 
 
 @pytest.mark.parametrize("shape", [(6, 3), (4, 3, 5, 5)])
-def test_rprelu_trains_with_the_gradients_of_plain_autograd(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("kind", [RPReLU, ChannelPReLU])
+def test_prelus_train_with_the_gradients_of_plain_autograd(kind: type[nn.Module], shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    layer = RPReLU(3)
+    layer = kind(3)
     for parameter in layer.parameters():
         nn.init.normal_(parameter)
     x, g = torch.randn(shape), torch.randn(shape)

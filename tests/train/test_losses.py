@@ -23,8 +23,6 @@ from bnnconvert.train.losses.feature_match import FeatureMatch
 from bnnconvert.train.objective import Objective, build_losses
 from bnnconvert.values.recipe import Loss, Named, Training
 from tests.networks import Residual
-from tests.train.toys import make_student, make_teacher
-from bnnconvert.values.recipe import Loss, Training
 from tests.train.toys import make_admm_student, make_student, make_teacher
 
 # Apprentice: y = 0, z_S = [0, 0], z_T = [ln 3, 0], so p_T = [3/4, 1/4].
