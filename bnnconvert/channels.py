@@ -1,6 +1,7 @@
 """Arithmetic per channel for the trained thresholds and activations, with few sweeps over memory.
 
 shift     y = x + b_c                       g_x = g,   g_b = sum of g over all axes but c
+scale     y = s_c x                         g_x = s_c g,   g_s = sum of g x over all axes but c
 moments   m_c = mean x,  v_c = mean x^2 - m^2     g_x = (g_m + 2 g_v (x - m)) / n
 """
 
@@ -80,3 +81,22 @@ def inner_product(a: Tensor, b: Tensor) -> Tensor:
     if a.dim() == 4 and a.is_contiguous(memory_format=torch.channels_last):
         a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
     return torch.dot(a.reshape(-1), b.reshape(-1))  # no product is written to memory
+
+
+def scale(x: Tensor, by: Tensor) -> Tensor:
+    """Multiply by one value per channel. Shapes: x (N, C, ...), by (C,)."""
+    if torch.compiler.is_compiling():
+        return x * wide(by, x)
+    return _Scale.apply(x, by)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Scale(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, by: Tensor) -> Tensor:
+        ctx.save_for_backward(x, by)
+        return x * wide(by, x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, by = ctx.saved_tensors
+        return grad * wide(by, x), channel_sums(grad * x)

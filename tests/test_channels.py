@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bnnconvert.channels import channel_moments, channel_sums, shift, wide
+from bnnconvert.channels import channel_moments, channel_sums, scale, shift, wide
 
 
 @pytest.mark.parametrize("shape", [(4, 16, 8, 8), (3, 24, 5, 7), (1, 300, 3, 3), (0, 16, 8, 8)])
@@ -44,3 +44,17 @@ def test_moments_are_those_of_torch_with_their_gradients(layout: torch.memory_fo
     torch.testing.assert_close(ours, theirs)
     (expected,) = torch.autograd.grad((theirs * weights).sum(), x)
     torch.testing.assert_close(x.grad, expected)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_scale_has_the_gradients_of_a_plain_product(layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 5, 6).contiguous(memory_format=layout)
+    leaf, by, g = x.clone().requires_grad_(), torch.randn(3, requires_grad=True), torch.randn_like(x)
+    y = scale(leaf, by)
+    assert y.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(y, x * by.reshape(3, 1, 1))
+    y.backward(g)
+    torch.testing.assert_close(leaf.grad, g * by.detach().reshape(3, 1, 1))
+    torch.testing.assert_close(by.grad, (g * x).sum((0, 2, 3)))
+    torch.testing.assert_close(scale(x[..., 0, 0], by.detach()), x[..., 0, 0] * by.detach())

@@ -2,6 +2,7 @@
 
 from bnnconvert.rewrite.base import Rewrite
 from bnnconvert.rewrite.binarize import Binarize
+from bnnconvert.rewrite.gate_shortcut import GateShortcut
 from bnnconvert.rewrite.insert_batch_norm import InsertBatchNorm
 from bnnconvert.rewrite.pool_shortcut import PoolShortcut
 from bnnconvert.rewrite.remove_relu import RemoveRelu
@@ -17,4 +18,5 @@ REWRITES: dict[str, type[Rewrite]] = {
     "replace-activation": ReplaceActivation,
     "shortcut-per-conv": ShortcutPerConv,
     "pool-shortcut": PoolShortcut,
+    "gate-shortcut": GateShortcut,
 }

@@ -33,6 +33,7 @@ from bnnconvert.graph import (
     skip_back,
 )
 from bnnconvert.layers.base import BinaryLayer
+from bnnconvert.layers.channel_scale import ChannelScale
 from bnnconvert.layers.maxout import Maxout
 from bnnconvert.layers.rprelu import RPReLU
 from bnnconvert.rewrite.base import RETRAIN, Promise, Refusal, Rewrite, Site
@@ -40,7 +41,16 @@ from bnnconvert.rewrite.regions import feeds_only_signs
 from bnnconvert.values.plan import Plan
 
 _MAX_DEPTH = 6
-_KEEP_BOTH_SIGNS = (*PASS_THROUGH, nn.Hardtanh, nn.Tanh, nn.PReLU, nn.LeakyReLU, RPReLU, Maxout)
+_KEEP_BOTH_SIGNS = (
+    *PASS_THROUGH,
+    nn.Hardtanh,
+    nn.Tanh,
+    nn.PReLU,
+    nn.LeakyReLU,
+    RPReLU,
+    Maxout,
+    ChannelScale,
+)
 
 
 class InsertBatchNorm(Rewrite):

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from bnnconvert.errors import RefusalError, UsageError, VerificationError
-from bnnconvert.graph import binary_inputs, input_of, module_of
+from bnnconvert.graph import binary_inputs, input_of, is_call_of, module_of
 from bnnconvert.layers.base import BinaryLayer
+from bnnconvert.layers.channel_scale import ChannelScale
 from bnnconvert.layers.maxout import Maxout
 from bnnconvert.layers.rprelu import RPReLU
 from bnnconvert.plan.planner import make_plan
@@ -276,6 +277,48 @@ def test_a_strided_shortcut_pools_instead(size: int) -> None:
     conv = graph.get_submodule("layer2.downsample.0")
     assert conv.stride == (1, 1)
     assert isinstance(graph.get_submodule("layer2.downsample.0_pool"), nn.AvgPool2d)
+
+
+def test_every_shortcut_around_a_binary_convolution_gets_a_gate() -> None:
+    graph, plan = rewritten(Residual(), '"binarize"', '"shortcut-per-conv"', '"gate-shortcut"')
+    assert counts(plan)["gate-shortcut"] == 4
+    gated = {str(n.target): input_of(n).name for n in graph.graph.nodes if is_call_of(graph, n, ChannelScale)}
+    assert gated == {
+        "layer1.conv1_gate": "relu",
+        "layer1.conv2_gate": "layer1_relu",
+        "layer2.conv1_gate": "layer2_downsample_1",
+        "layer2.conv2_gate": "layer2_relu",
+    }
+    assert all(m.weight.tolist() == [1] * len(m.weight) for m in graph.modules() if isinstance(m, ChannelScale))
+
+
+def test_a_gate_multiplies_the_shortcut_and_nothing_else() -> None:
+    graph, _ = rewritten(Residual(), '"binarize"', '"gate-shortcut"')
+    gate = graph.get_submodule("layer2.conv2_gate")
+    with torch.no_grad():
+        gate.weight.copy_(torch.arange(12.0))
+    seen = {}
+    for path in ("layer2.bn2", "layer2.downsample.1", "layer2.relu_1"):
+        graph.get_submodule(path).register_forward_hook(lambda m, i, o, path=path: seen.update({path: (i[0], o)}))
+    graph(torch.randn(2, 3, 8, 8))
+    expected = seen["layer2.bn2"][1] + seen["layer2.downsample.1"][1] * torch.arange(12.0).reshape(12, 1, 1)
+    torch.testing.assert_close(seen["layer2.relu_1"][0], expected)
+
+
+def test_the_sum_of_two_binary_convolutions_has_no_shortcut_to_gate() -> None:
+    class Twins(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+            self.a, self.b = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return self.head(self.a(x) + self.b(x))
+
+    _, plan = rewritten(Twins(), '"binarize"', '"gate-shortcut"')
+    assert counts(plan)["gate-shortcut"] == 0
+    assert "a and b: both sides of their addition are binary" in plan.rewrites[1].refusals[0]
 
 
 @pytest.mark.parametrize("name", REWRITES)
