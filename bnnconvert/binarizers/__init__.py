@@ -50,7 +50,6 @@ WEIGHT_BINARIZERS: dict[str, type[WeightBinarizer]] = {
     "ternary": TernaryWeight,
     "lab": LabWeight,
     "admm": AdmmWeight,
-    "balanced": BalancedWeight,
 }
 
 INPUT_BINARIZERS: dict[str, type[InputBinarizer]] = {
