@@ -33,6 +33,13 @@ def convert(
             metavar="N", help="Fit the student to the original on N images without labels, in a minute or two."
         ),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIMIT",
+            help='Mix 1-bit, 4-bit, 8-bit and float layers within "max-drop=2" (points) or "max-bytes=3MB".',
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="RUN", help="Run directory to write; default: NAME.bnn in the current folder."),
@@ -47,33 +54,40 @@ def convert(
     means, stds = options.numbers_of(mean, "--mean"), options.numbers_of(std, "--std")
     from bnnconvert import pipeline
     from bnnconvert.cli import render
+    from bnnconvert.report.budget import budget_notes
     from bnnconvert.train.memory import keep_freed_memory
 
     if calibrate is not None:
         keep_freed_memory()
-    with render.TrainingBar() as bar:
-        student = pipeline.convert_model(
-            model_file,
-            recipe,
-            model=model,
-            trust_pickle=trust_pickle,
-            input_shape=shape,
-            data=data,
-            mean=means,
-            std=stds,
-            calibrate=calibrate,
-            out=out,
-            dry_run=dry_run,
-            replace=replace,
-            progress=bar,
-        )
+    given: dict[str, Any] = {
+        "model": model,
+        "trust_pickle": trust_pickle,
+        "input_shape": shape,
+        "data": data,
+        "mean": means,
+        "std": stds,
+        "calibrate": calibrate,
+        "out": out,
+        "dry_run": dry_run,
+        "replace": replace,
+    }
+    fitted = None
+    with render.TrainingBar() as bar, render.CountBar("layers at a width") as count:
+        if budget is None:
+            student = pipeline.convert_model(model_file, recipe, progress=bar, **given)
+        else:
+            limit = pipeline.parse_budget(budget)
+            student, fitted = pipeline.convert_within(limit, model_file, recipe, measured=count, progress=bar, **given)
     for sentence in student.notes:
         render.note(sentence)
     if as_json:
         run = None if student.run is None else str(student.run.path)
-        render.as_json(student.plan.to_json() | {"run": run, "notes": list(student.notes)})
+        mixed = {} if fitted is None else {"budget": fitted.to_json()}
+        render.as_json(student.plan.to_json() | {"run": run, "notes": list(student.notes)} | mixed)
     else:
         _show(student, render)
+        if fitted is not None:
+            render.lines(budget_notes(fitted))
     if student.run is None:
         render.note("Nothing was written (--dry-run).")
         return

@@ -1,6 +1,7 @@
 """The stages in order, and the Python API. Only this package imports all stages."""
 
 from bnnconvert.pipeline.bench import bench
+from bnnconvert.pipeline.budget import convert_within, parse_budget
 from bnnconvert.pipeline.compare import compare
 from bnnconvert.pipeline.convert import check_recipe, convert, convert_model, open_run
 from bnnconvert.pipeline.evaluate import evaluate
@@ -18,11 +19,13 @@ __all__ = [
     "compare",
     "convert",
     "convert_model",
+    "convert_within",
     "evaluate",
     "export",
     "finetune",
     "inspect",
     "open_run",
+    "parse_budget",
     "sensitivity",
     "verify",
 ]

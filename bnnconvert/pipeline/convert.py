@@ -18,6 +18,8 @@ from bnnconvert.load.model import LoadedModel, load_model
 from bnnconvert.load.shapes import guess_input_shape
 from bnnconvert.load.user_code import is_factory
 from bnnconvert.lower.deploy import deploy_bytes
+from bnnconvert.lower.edges import calibrate as calibrate_edges
+from bnnconvert.lower.edges import with_edges
 from bnnconvert.pipeline.run_files import fill_run, load_source, load_weights
 from bnnconvert.pipeline.student import Student, calibration_batches, data_record, outputs_of, probe_input
 from bnnconvert.plan.planner import make_plan
@@ -32,6 +34,7 @@ from bnnconvert.train.objective import build_losses
 from bnnconvert.train.optimizers import check_optimizer
 from bnnconvert.train.reconstruct import Reconstruction, reconstruct
 from bnnconvert.values.data import Data, check_fits
+from bnnconvert.values.plan import Plan
 from bnnconvert.values.progress import Progress
 from bnnconvert.values.recipe import Recipe
 from bnnconvert.values.run import SUFFIX, RunDirectory, find_run, new_run
@@ -70,7 +73,7 @@ def convert(
     is_guess = bool(notes)
     probe = probe_input(shape, loaded)
     model = copy.deepcopy(model).cpu().float()
-    teacher = _traced(model, probe)
+    teacher = traced(model, probe)
     if loaded is not None:
         check_fits(loaded, shape, outputs_of(teacher, probe))
     plan = make_plan(recipe, layer_facts(teacher), input_shape=shape, model_bytes=module_bytes(model))
@@ -82,7 +85,7 @@ def convert(
         notes = (*notes, _calibrated(made))
     elif loaded is not None:
         prepare(student, calibration_batches(loaded))
-    plan = changed(plan, warnings=warnings, predicted_bytes=deploy_bytes(student, probe[0]))
+    plan = changed(plan, warnings=warnings, predicted_bytes=predicted_bytes(student, plan, probe[0]))
     return Student(
         student,
         teacher,
@@ -93,6 +96,13 @@ def convert(
         data=data_record(loaded),
         notes=notes,
     )
+
+
+def predicted_bytes(student: GraphModule, plan: Plan, probe: Tensor) -> int:
+    """Tensor bytes of the student's artifact, the plan's 8-bit layers in 8 bits."""
+    paths = [layer.facts.path for layer in plan.layers if layer.int8]
+    network = with_edges(student, calibrate_edges(student, paths, [probe])) if paths else student
+    return deploy_bytes(network, probe)
 
 
 def _calibrated(made: Reconstruction) -> str:
@@ -136,6 +146,7 @@ def convert_model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     calibrate: int | None = None,
+    text: str | None = None,
     out: str | Path | None = None,
     dry_run: bool = False,
     replace: bool = False,
@@ -143,10 +154,12 @@ def convert_model(
 ) -> Student:
     """Convert a model file or factory and write the run directory `NAME.bnn/`, unless it is a dry run.
 
+    `text` stands for the recipe's own, whose name it keeps.
+
     Raises: UsageError, RefusalError; nothing is written then.
     """
-    text = recipe_text(recipe)
-    parsed = load_recipe(recipe)
+    text = text or recipe_text(recipe)
+    parsed = parse_recipe(text, where=f"recipe {recipe!r}")
     check_recipe(parsed)
     loaded = load_model(spec, model=model, trust_pickle=trust_pickle)
     given = None if data is None else load_data(data, mean=mean, std=std)
@@ -219,14 +232,14 @@ def open_run(path: str | Path | None = None) -> Student:
 def _rebuild(loaded: LoadedModel, recipe: Recipe, shape: tuple[int, ...]) -> Student:
     """The student as convert made it, before its own weights are loaded."""
     probe = probe_input(shape, None)
-    teacher = _traced(loaded.module, probe)
+    teacher = traced(loaded.module, probe)
     plan = make_plan(recipe, layer_facts(teacher), input_shape=shape, model_bytes=module_bytes(loaded.module))
     model = copy.deepcopy(teacher)
     plan = run_rewrites(model, plan, check_recipe(recipe), probe=probe)
     return Student(model, teacher, plan, recipe, shape)
 
 
-def _traced(module: nn.Module, probe: tuple[Tensor, ...]) -> GraphModule:
+def traced(module: nn.Module, probe: tuple[Tensor, ...]) -> GraphModule:
     """Canonical graph, every parameter trainable: a user may have frozen some."""
     return trace(module.requires_grad_(True), probe)
 

@@ -37,8 +37,8 @@ def export(
 ) -> ExportReport:
     """Write the student in a format, verified against it; by default the packed artifact NAME.packed.safetensors.
 
-    `edges` says how the float layers at the ends are stored. Those of 8 bits are calibrated on the data, and the report
-    says what they cost in accuracy.
+    `edges` says how the float layers at the ends are stored. Those of 8 bits, and others that the plan has in 8 bits,
+    are calibrated on the data, by default the run's, and the report says what they cost in accuracy.
 
     Raises: UsageError, RefusalError, VerificationError; no file is left then.
     """
@@ -46,11 +46,12 @@ def export(
     name = student.run.name if student.run is not None else "model"
     target = Path(path) if path is not None else Path.cwd() / f"{name}{wanted.suffix}"
     look_up({name: name for name in EDGES}, edges, where="export", what="way to store the ends")
-    if edges == "float" and not (data is None and mean is None and std is None):
+    layers = _int8_layers(student, edges)
+    if not layers and not (data is None and mean is None and std is None):
         raise UsageError("export: data is for calibrating 8-bit ends; give --edges int8 with it, or leave it out.")
     model, cost = student.model.cpu().eval(), None
-    if edges == "int8":
-        model, cost = _int8_edges(student, evaluation_data(data, student.data, mean, std, purpose="calibrate"))
+    if layers:
+        model, cost = _in_int8(student, layers, evaluation_data(data, student.data, mean, std, purpose="calibrate"))
     report = wanted.write(
         model,
         target,
@@ -61,21 +62,26 @@ def export(
     return dataclasses.replace(report, edges=cost)
 
 
-def _int8_edges(student: Student, data: Data) -> tuple[GraphModule, EdgesReport]:
-    """The student with its float ends in 8 bits, and what that costs."""
-    floats = [layer.facts for layer in student.plan.layers if layer.decision == "float"]
-    ends = [facts.path for facts in floats if facts.is_first or facts.is_last]
-    if not ends:
+def _int8_layers(student: Student, edges: str) -> list[str]:
+    """Paths of the float layers to be stored in 8 bits: those of the plan, and the ends where they are asked for."""
+    floats = [layer for layer in student.plan.layers if layer.decision == "float"]
+    ends = [layer for layer in floats if layer.facts.is_first or layer.facts.is_last]
+    if edges == "int8" and not ends:
         raise RefusalError("The student has no float layer at its ends; leave out --edges int8.")
+    return [layer.facts.path for layer in floats if layer.int8 or (edges == "int8" and layer in ends)]
+
+
+def _in_int8(student: Student, layers: list[str], data: Data) -> tuple[GraphModule, EdgesReport]:
+    """The student with these float layers in 8 bits, and what that costs."""
     batches = list(calibration_batches(data))
     before = student.model.cpu().eval()
-    after = with_edges(before, calibrate(before, ends, batches))
+    after = with_edges(before, calibrate(before, layers, batches))
     split, samples = ("train", data.train) if data.test is None else ("test", data.test)
     with torch.no_grad():
         accuracies = [evaluate_samples(model, samples, data, batch_size=250) for model in (before, after)]
         flipped = _flipped(before, after, batches[0])
     cost = EdgesReport(
-        tuple(ends), accuracies[0].samples, split, accuracies[0].accuracy, accuracies[1].accuracy, flipped
+        tuple(layers), accuracies[0].samples, split, accuracies[0].accuracy, accuracies[1].accuracy, flipped
     )
     return after, cost
 

@@ -22,7 +22,7 @@ def plan_table(plan: Plan) -> Table:
             layer.facts.path,
             layer.facts.kind,
             as_shape(layer.facts.weight_shape),
-            layer.decision,
+            "int8" if layer.int8 else layer.decision,
             layer.reason,
             f"{layer.facts.float_bytes:,}",
             f"{layer.bytes:,}",

@@ -1,5 +1,6 @@
 """What a recipe does to one model: a decision with its reason per layer, and what each rewrite did."""
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -45,6 +46,11 @@ class LayerFacts:
         """Bytes of the float weights and bias."""
         return 4 * self.parameters
 
+    @property
+    def int8_bytes(self) -> int:
+        """Bytes of the weights in 8 bits, with a scale and a bias per output channel."""
+        return math.prod(self.weight_shape) + 8 * self.weight_shape[0]
+
     def packed_bytes(self, planes: int = 1) -> int:
         """Bytes of the weights as `planes` bit planes, each filter padded to a byte."""
         k = 1
@@ -66,11 +72,15 @@ class LayerPlan:
     inputs: Named | None = None
     gain: Named | None = None
     padding: Literal["zero", "one"] = "zero"
+    int8: bool = False
+    """Whether the float layer is stored in 8 bits."""
     weight_planes: int = 1
 
     @property
     def bytes(self) -> int:
         """Weight bytes after conversion."""
+        if self.int8:
+            return self.facts.int8_bytes
         return self.facts.float_bytes if self.decision == "float" else self.facts.packed_bytes(self.weight_planes)
 
 
@@ -124,7 +134,7 @@ class Plan:
         layers = [
             asdict(p.facts)
             | {"macs": p.facts.macs, "float_bytes": p.facts.float_bytes, "packed_bytes": p.bytes}
-            | {"name": p.facts.path, "decision": p.decision, "reason": p.reason, "rule": p.rule}
+            | {"name": p.facts.path, "decision": p.decision, "int8": p.int8, "reason": p.reason, "rule": p.rule}
             | {"gain": None if p.gain is None else p.gain.name}
             for p in self.layers
         ]

@@ -55,6 +55,8 @@ class Rule(Section):
     """A factor on the layer's output that its binarizers cannot express."""
     padding: Literal["zero", "one"] = "zero"
     """What a binary input is padded with."""
+    int8: bool = False
+    """Whether matching layers, which stay float in training, are stored in 8 bits."""
 
     @model_validator(mode="after")
     def _one_decision(self) -> "Rule":
@@ -62,6 +64,8 @@ class Rule(Section):
             raise ValueError("a rule needs either `keep` with a reason or `weights` with a binarizer")
         if self.keep is not None and (not self.keep.strip() or self.inputs is not None or self.gain is not None):
             raise ValueError("`keep` needs a reason and excludes `inputs` and `gain`")
+        if self.int8 and self.keep is None:
+            raise ValueError("`int8` is for layers that a rule keeps; add `keep` with a reason")
         return self
 
 
