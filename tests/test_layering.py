@@ -68,8 +68,8 @@ def test_imports_go_down(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("package", "only"),
-    [("rich", {"cli/render.py"}), ("typer", {"cli"}), ("accelerate", {"train"})],
-    ids=["rich", "typer", "accelerate"],
+    [("rich", {"cli/render.py"}), ("typer", {"cli"}), ("accelerate", {"train"}), ("matplotlib", {"report/curves.py"})],
+    ids=["rich", "typer", "accelerate", "matplotlib"],
 )
 def test_only_one_place_imports(package: str, only: set[str]) -> None:
     users = {

@@ -24,6 +24,7 @@ from torch.nn.functional import hardtanh
 from bnnconvert.binarizers.base import Encoder, InputBinarizer, Plane, WeightBinarizer, sign_encoder
 from bnnconvert.channels import inner_product
 from bnnconvert.estimators.base import sign_pm1
+from bnnconvert.estimators.dsq import Dsq
 
 SOURCE = "Gong et al., Differentiable Soft Quantization, ICCV 2019, arXiv:1908.05033"
 Distance = Annotated[float, Field(gt=0, lt=0.5)]
@@ -41,6 +42,11 @@ class DsqWeight(WeightBinarizer):
         super().__init__()
         self.level = nn.Parameter(torch.ones(()))
         self.sharpness = nn.Parameter(_sharpness(alpha))
+
+    @property
+    def estimator(self) -> Dsq:
+        """The gradient of the signs as it stands."""
+        return _as_estimator(self.level, self.sharpness)
 
     def planes(self, weight: Tensor) -> list[Plane]:
         level = _positive(self.level)
@@ -70,6 +76,11 @@ class DsqInput(InputBinarizer):
             self.register_buffer("centre", torch.zeros(()))
         self.level = nn.Parameter(torch.ones(()))
         self.sharpness = nn.Parameter(_sharpness(alpha))
+
+    @property
+    def estimator(self) -> Dsq:
+        """The gradient of the signs as it stands, around the centre."""
+        return _as_estimator(self.level, self.sharpness)
 
     def planes(self, x: Tensor) -> list[Plane]:
         level = _positive(self.level)
@@ -103,6 +114,10 @@ class DsqInput(InputBinarizer):
 def soft_sign(v: Tensor, alpha: Tensor) -> Tensor:
     """The tanh segment over [-1, 1], which ends at ±1; constant beyond."""
     return torch.tanh(hardtanh(v) * (0.5 * torch.log(2 / alpha - 1))) / (1 - alpha)
+
+
+def _as_estimator(level: Tensor, sharpness: Tensor) -> Dsq:
+    return Dsq(alpha=_distance(sharpness).item(), limit=_positive(level).item())
 
 
 def _sharpness(alpha: float) -> Tensor:

@@ -1,15 +1,20 @@
 """`bnnconvert recipes`: the shipped recipes, or one of them in full."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bnnconvert.cli import options
+from bnnconvert.errors import UsageError
 
 
 def recipes(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME|FILE", help="Show this one in full.", show_default=False)
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw its surrogate gradients into this file.")
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -17,9 +22,20 @@ def recipes(
     from bnnconvert.cli import render
     from bnnconvert.recipe import load_recipe, recipe_names, recipe_text
 
+    if plot is not None and name is None:
+        raise UsageError(
+            "--plot draws one recipe; give its name, for example bnnconvert recipes irnet --plot irnet.png."
+        )
     found = [load_recipe(n) for n in ([name] if name is not None else recipe_names())]
+    if plot is not None:
+        from bnnconvert.pipeline.curves import recipe_curves
+        from bnnconvert.report.curves import draw_curves
+
+        draw_curves(recipe_curves(found[0]), plot, title=found[0].title)
     if as_json:
         render.as_json([recipe.model_dump(mode="json") for recipe in found])
+    elif plot is not None:
+        render.lines([f"Surrogate gradients of {found[0].name}: {plot}"])
     elif name is not None:
         render.lines(recipe_text(name).splitlines())
     else:

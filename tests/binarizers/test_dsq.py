@@ -97,11 +97,15 @@ def test_weights_are_symmetric_levels_with_the_same_gradients() -> None:
     torch.testing.assert_close(binarizer.sharpness.grad, alpha.grad * 0.3 * 0.4, rtol=1e-4, atol=1e-5)
 
 
-def test_with_unit_level_it_is_the_estimator_of_the_same_name() -> None:
-    x = torch.linspace(-1.5, 1.5, 32).reshape(1, 32).requires_grad_()
-    inputs(0.0, 1.0, 0.1)(x).sum().backward()
+@pytest.mark.parametrize("level", [1.0, 0.6])
+def test_its_signs_have_the_gradient_of_the_estimator_of_the_same_name(level: float) -> None:
+    binarizer = inputs(0.0, level, 0.1, offset=False)
+    x = torch.linspace(-1.5, 1.5, 32).reshape(8, 4).requires_grad_()
+    (plane,) = binarizer.planes(x)
+    plane.pm1.sum().backward()
     assert x.grad is not None
-    torch.testing.assert_close(x.grad, Dsq(alpha=0.1).gradient(x.detach(), torch.ones(1, 32)))
+    torch.testing.assert_close(x.grad, binarizer.estimator.gradient(x.detach(), torch.ones(8, 4)))
+    torch.testing.assert_close(x.grad, Dsq(alpha=0.1, limit=level).gradient(x.detach(), torch.ones(8, 4)))
 
 
 @pytest.mark.parametrize("sharpness", [-300.0, 300.0])

@@ -130,6 +130,15 @@ def test_recipes_are_listed_and_shown(shell: Shell) -> None:
     assert [recipe["name"] for recipe in shell.json("recipes", "mine.toml")] == ["bnn"]
 
 
+def test_recipes_plots_the_gradients_of_one(shell: Shell) -> None:
+    pytest.importorskip("matplotlib")
+    assert "irnet.png" in shell.ok("recipes", "irnet", "--plot", "irnet.png").stdout
+    assert Path("irnet.png").read_bytes().startswith(b"\x89PNG")
+    assert [recipe["name"] for recipe in shell.json("recipes", "bnn", "--plot", "bnn.png")] == ["bnn"]
+    assert Path("bnn.png").exists()
+    assert "give its name" in shell.refused("recipes", "--plot", "all.png", code=2)
+
+
 def test_resume_goes_on_and_restart_begins_anew(done: Shell) -> None:
     assert "--resume" in done.refused("finetune", "--data", "digits", code=2)
     report = done.json("finetune", "--resume", "--epochs", "1", "--device", "cpu")
