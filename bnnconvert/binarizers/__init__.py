@@ -9,10 +9,12 @@ from torch import nn
 from bnnconvert.binarizers.adabin import AdabinInput, AdabinWeight
 from bnnconvert.binarizers.admm import AdmmWeight
 from bnnconvert.binarizers.balanced import BalancedWeight
+from bnnconvert.binarizers.abcnet import AbcInput, AbcWeight
 from bnnconvert.binarizers.base import InputBinarizer, WeightBinarizer
 from bnnconvert.binarizers.biper import BiperWeight
 from bnnconvert.binarizers.dorefa import DorefaInput, DorefaWeight
 from bnnconvert.binarizers.dsq import DsqInput, DsqWeight
+from bnnconvert.binarizers.horq import HorqInput
 from bnnconvert.binarizers.hwgq import HwgqInput
 from bnnconvert.binarizers.lab import LabWeight
 from bnnconvert.binarizers.learned_scale import LearnedScaleWeight
@@ -20,6 +22,7 @@ from bnnconvert.binarizers.libra import LibraWeight
 from bnnconvert.binarizers.pact import PactInput
 from bnnconvert.binarizers.rbnn import RbnnWeight
 from bnnconvert.binarizers.recu import RecuWeight
+from bnnconvert.binarizers.residual import ResidualWeight
 from bnnconvert.binarizers.scaled_sign import ScaledSignWeight
 from bnnconvert.binarizers.self_binarizing import SelfBinarizingInput, SelfBinarizingWeight
 from bnnconvert.binarizers.shifted_sign import ShiftedSignInput
@@ -50,6 +53,8 @@ WEIGHT_BINARIZERS: dict[str, type[WeightBinarizer]] = {
     "ternary": TernaryWeight,
     "lab": LabWeight,
     "admm": AdmmWeight,
+    "abc": AbcWeight,
+    "residual": ResidualWeight,
 }
 
 INPUT_BINARIZERS: dict[str, type[InputBinarizer]] = {
@@ -64,6 +69,8 @@ INPUT_BINARIZERS: dict[str, type[InputBinarizer]] = {
     "hwgq": HwgqInput,
     "wrpn": WrpnInput,
     "tsq": TsqInput,
+    "abc": AbcInput,
+    "horq": HorqInput,
 }
 
 

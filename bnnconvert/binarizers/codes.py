@@ -130,7 +130,7 @@ class _Staircase(torch.autograd.Function):
         if clip is None:
             return grad_x, None, None
         above = torch.ops.aten.threshold_backward(grad, u, -just_above(-ctx.top))  # u >= top is u > the float below it
-        return grad_x, above.sum().to(clip.dtype), None
+        return grad_x, above.sum(dtype=clip.dtype), None
 
 
 def bit_planes(code: Tensor, bits: int) -> list[Tensor]:
