@@ -6,14 +6,15 @@ from typing import Any
 
 from torch import nn
 
+from bnnconvert.binarizers.abcnet import AbcInput, AbcWeight
 from bnnconvert.binarizers.adabin import AdabinInput, AdabinWeight
 from bnnconvert.binarizers.admm import AdmmWeight
 from bnnconvert.binarizers.balanced import BalancedWeight
-from bnnconvert.binarizers.abcnet import AbcInput, AbcWeight
 from bnnconvert.binarizers.base import InputBinarizer, WeightBinarizer
 from bnnconvert.binarizers.biper import BiperWeight
 from bnnconvert.binarizers.dorefa import DorefaInput, DorefaWeight
 from bnnconvert.binarizers.dsq import DsqInput, DsqWeight
+from bnnconvert.binarizers.fqn import FqnInput, FqnWeight
 from bnnconvert.binarizers.horq import HorqInput
 from bnnconvert.binarizers.hwgq import HwgqInput
 from bnnconvert.binarizers.lab import LabWeight
@@ -55,6 +56,7 @@ WEIGHT_BINARIZERS: dict[str, type[WeightBinarizer]] = {
     "admm": AdmmWeight,
     "abc": AbcWeight,
     "residual": ResidualWeight,
+    "fqn": FqnWeight,
 }
 
 INPUT_BINARIZERS: dict[str, type[InputBinarizer]] = {
@@ -71,6 +73,7 @@ INPUT_BINARIZERS: dict[str, type[InputBinarizer]] = {
     "tsq": TsqInput,
     "abc": AbcInput,
     "horq": HorqInput,
+    "fqn": FqnInput,
 }
 
 

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bnnconvert.binarizers.base import Encoder, InputBinarizer, Plane, WeightBinarizer
-from bnnconvert.binarizers.codes import LOOK_AT, TINY, just_above, pass_gradient
+from bnnconvert.binarizers.codes import TINY, just_above, pass_gradient, sampled
 from bnnconvert.estimators.base import sign_pm1
 
 Bases = Annotated[int, Field(ge=1, le=8)]
@@ -87,8 +87,7 @@ class AbcInput(InputBinarizer):
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
-        sample = x.flatten()
-        sample = sample[:: -(-len(sample) // LOOK_AT)].float()
+        sample = sampled(x)
         thresholds = sample.quantile(sample.new_tensor(self.shares))
         self.shift.copy_(0.5 - thresholds)
         bases = sign_pm1(sample.expand(len(thresholds), -1), thresholds[:, None])

@@ -27,7 +27,7 @@ TINY = torch.finfo(torch.float32).tiny
 SHARES = [i / 50 for i in range(1, 51)]
 """Clip levels to try, as shares of the largest magnitude."""
 LOOK_AT = 2**16
-"""Elements that the search for a clip level looks at."""
+"""Elements that the search for a range looks at."""
 _INFINITY = 0x7F800000
 
 
@@ -170,13 +170,18 @@ def _nth_float(order: Tensor) -> Tensor:
     return bits.to(torch.int32).view(torch.float32)
 
 
+def sampled(x: Tensor) -> Tensor:
+    """Up to LOOK_AT values of x, evenly spread; an odd stride meets every column of an image. Shapes: (n,) float32."""
+    flat = x.detach().flatten()
+    return flat[:: -(-len(flat) // LOOK_AT) | 1].float()
+
+
 def least_squares_clip(values: Tensor, quantize: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
     """Clip level c with the least squared error of quantize(values, c); None if all values are 0.
 
     Shapes: values any, c ().
     """
-    sample = values.detach().flatten()
-    sample = sample[:: -(-len(sample) // LOOK_AT)]
+    sample = sampled(values)
     largest = sample.abs().max()
     if not 0 < float(largest) < torch.inf:
         return None

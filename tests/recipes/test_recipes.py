@@ -99,7 +99,8 @@ def test_what_stays_float_is_what_the_method_says() -> None:
     ends_too = {"bnn", "binaryconnect", "lab", "lab2"}
     for name in ends_too:
         assert kept(name) == {"layer2.downsample.0"}
-    for name in set(recipe_names()) - ends_too:
+    assert kept("fqn") == set()
+    for name in set(recipe_names()) - ends_too - {"fqn"}:
         assert kept(name) == {"conv1", "fc", "layer2.downsample.0"}
 
 
