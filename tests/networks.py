@@ -83,6 +83,19 @@ class Functional(nn.Module):
         return self.fc2(F.dropout(F.relu(self.fc1(x)), 0.5, self.training))
 
 
+def perceptron() -> nn.Sequential:
+    """Linear layers only. Input (N, 1, 8, 8)."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(64, 24),
+        nn.ReLU(),
+        nn.Dropout(0.1),
+        nn.Linear(24, 24),
+        nn.ReLU(),
+        nn.Linear(24, 4),
+    )
+
+
 def plain() -> nn.Sequential:
     """Convolutions with batch norm, pool after the activation, of torch.nn classes only. Input (N, 3, 8, 8)."""
     return nn.Sequential(

@@ -12,6 +12,7 @@ from bnnconvert.binarizers.admm import AdmmWeight
 from bnnconvert.binarizers.balanced import BalancedWeight
 from bnnconvert.binarizers.base import InputBinarizer, WeightBinarizer
 from bnnconvert.binarizers.biper import BiperWeight
+from bnnconvert.binarizers.bitwise import BitwiseInput, BitwiseWeight
 from bnnconvert.binarizers.dorefa import DorefaInput, DorefaWeight
 from bnnconvert.binarizers.dsq import DsqInput, DsqWeight
 from bnnconvert.binarizers.fqn import FqnInput, FqnWeight
@@ -57,6 +58,7 @@ WEIGHT_BINARIZERS: dict[str, type[WeightBinarizer]] = {
     "abc": AbcWeight,
     "residual": ResidualWeight,
     "fqn": FqnWeight,
+    "bitwise": BitwiseWeight,
 }
 
 INPUT_BINARIZERS: dict[str, type[InputBinarizer]] = {
@@ -74,6 +76,7 @@ INPUT_BINARIZERS: dict[str, type[InputBinarizer]] = {
     "abc": AbcInput,
     "horq": HorqInput,
     "fqn": FqnInput,
+    "bitwise": BitwiseInput,
 }
 
 

@@ -62,6 +62,13 @@ class WeightBinarizer(nn.Module, ABC):
         """Float stand-in for the quantized weight in stages whose weights are not binary yet: the latent weight."""
         return weight
 
+    def bias(self, bias: Tensor, *, binary: bool) -> Tensor:
+        """What is added to the layer's output, once its weights are binary or before; most methods leave it float.
+
+        Shapes: (O,).
+        """
+        return bias
+
     def calibrate(self, weight: Tensor) -> None:
         """Set starting values from the latent weight, when it is converted and when a stage makes it binary."""
 

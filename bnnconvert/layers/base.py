@@ -82,7 +82,8 @@ class BinaryLayer(nn.Module):
             y = self._exact(x)
         if self.gain is not None and self._gain_applies(self.gain):
             y = self.gain(x, y)
-        return y if self.bias is None else y + self._per_channel(self.bias, y)
+        bias = self.effective_bias()
+        return y if bias is None else y + self._per_channel(bias, y)
 
     def _gain_applies(self, gain: Gain) -> bool:
         are_binary = {"weights": self.weights_are_binary, "inputs": self.inputs_are_binary}
@@ -104,6 +105,10 @@ class BinaryLayer(nn.Module):
             return self.weight_binarizer(latent)  # type: ignore[no-any-return]
         weight = self.weight_binarizer.relaxed(latent)
         return weight if self.weight_bits is None else filter_levels(weight, self.weight_bits)
+
+    def effective_bias(self) -> Tensor | None:
+        """The bias as the method has it in this stage."""
+        return None if self.bias is None else self.weight_binarizer.bias(self.bias, binary=self.weights_are_binary)
 
     def _relaxed_input(self, x: Tensor) -> Tensor:
         assert self.input_binarizer is not None

@@ -168,7 +168,8 @@ def packed_layer(layer: BinaryLayer, path: str) -> PackedLayer:
         packed.add_module("encode", _encode(layer, path))
     packed.add_module("dot", _dot(layer, path))
     scale = layer.planes_scale().detach().float().contiguous()
-    bias = None if layer.bias is None else layer.bias.detach().float().clone()
+    added = layer.effective_bias()
+    bias = None if added is None else added.detach().float().clone()
     if not (scale.isfinite().all() and (bias is None or bias.isfinite().all())):
         raise RefusalError(
             f"{path}: a scale or bias is not finite, so training has diverged; train again with a lower rate"

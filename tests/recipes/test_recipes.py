@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 import bnnconvert
-from bnnconvert.errors import UsageError
+from bnnconvert.errors import RefusalError, UsageError
 from bnnconvert.layers.base import BinaryLayer
 from bnnconvert.pipeline import check_recipe
 from bnnconvert.recipe import load_recipe, parse_recipe, recipe_names, recipe_text
 from bnnconvert.train import clip_latent
 from bnnconvert.values.data import Data, Images
 from bnnconvert.values.report import VerifyReport
-from tests.networks import Functional, Residual, plain, randomise
+from tests.networks import Functional, Residual, perceptron, plain, randomise
 
 
 def toy_data(shape: tuple[int, ...], classes: int) -> Data:
@@ -38,7 +38,15 @@ NETWORKS = {
     "residual": (Residual, (3, 8, 8), 5),
     "functional": (Functional, (1, 8, 8), 4),
     "plain": (plain, (3, 8, 8), 5),
+    "perceptron": (perceptron, (1, 8, 8), 4),
 }
+PERCEPTRONS = {"bitwise"}
+"""Recipes for multilayer perceptrons only."""
+
+
+def networks_of(name: str) -> list[str]:
+    """Networks that the recipe is for."""
+    return ["perceptron"] if name in PERCEPTRONS else ["residual", "functional", "plain"]
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -49,8 +57,9 @@ def test_recipe_names_itself_its_source_and_known_rows(name: str) -> None:
     check_recipe(recipe)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize(
+    ("name", "network"), [(name, network) for name in recipe_names() for network in networks_of(name)]
+)
 def test_recipe_goes_the_whole_way(name: str, network: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     build, shape, classes = NETWORKS[network]
@@ -77,9 +86,10 @@ def test_recipe_goes_the_whole_way(name: str, network: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("name", recipe_names())
 def test_converted_student_trains_in_an_ordinary_loop(name: str) -> None:
     torch.manual_seed(0)
-    student = bnnconvert.convert(randomise(Residual()), name, input_shape=Residual.input_shape).model.train()
+    build, shape, classes = NETWORKS[networks_of(name)[0]]
+    student = bnnconvert.convert(randomise(build()), name, input_shape=(1, *shape)).model.train()
     optimizer = torch.optim.Adam(student.parameters(), 1e-3)
-    x, y = torch.randn(16, 3, 8, 8), torch.arange(16) % 5
+    x, y = torch.randn(16, *shape), torch.arange(16) % classes
     losses = []
     for _ in range(30):
         loss = nn.functional.cross_entropy(student(x), y)
@@ -100,7 +110,7 @@ def test_what_stays_float_is_what_the_method_says() -> None:
     for name in ends_too:
         assert kept(name) == {"layer2.downsample.0"}
     assert kept("fqn") == set()
-    for name in set(recipe_names()) - ends_too - {"fqn"}:
+    for name in set(recipe_names()) - ends_too - {"fqn"} - PERCEPTRONS:
         assert kept(name) == {"conv1", "fc", "layer2.downsample.0"}
 
 
@@ -109,6 +119,18 @@ def test_bnn_has_a_weight_only_first_layer() -> None:
     first = plan.layer("conv1")
     assert first is not None
     assert first.decision == "weight-only"
+
+
+def test_bitwise_is_bits_from_the_pixels_to_the_logits_and_refuses_what_it_is_not_for() -> None:
+    student = bnnconvert.convert(randomise(perceptron()), "bitwise", input_shape=(1, 1, 8, 8))
+    assert {p.decision for p in student.plan.layers} == {"binary"}
+    left = {type(m) for m in student.model.modules() if not any(True for _ in m.children())}
+    assert not any(kind in left for kind in (nn.ReLU, nn.BatchNorm1d))
+    with torch.no_grad():
+        logits = student.model.eval()(torch.randn(4, 1, 8, 8))
+    assert torch.equal(logits, logits.round())
+    with pytest.raises(RefusalError, match="Dead signs: the binary input of fc"):
+        bnnconvert.convert(randomise(Residual()), "bitwise", input_shape=(1, 3, 8, 8))
 
 
 def test_layers_without_a_scale_get_a_batch_norm_also_where_their_input_stays_float() -> None:
