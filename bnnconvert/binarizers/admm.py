@@ -4,7 +4,9 @@
     every n steps   V = W + lambda,   Q = sign(V),  alpha = mean |V|,   lambda <- V - G
 
 While the weights of a stage are float, they train under that penalty (loss `admm`, whose weight is rho); when they
-become binary, W := projection of V, which is near by then. Afterwards it is a sign with a scale per layer, a constant.
+become binary, W := G, which is near by then. Afterwards it is a sign with a scale per layer, a constant.
+
+Near only if n steps suffice to follow a new G, about n lr rho > 1; else the duals run away and turn the signs about.
 """
 
 from typing import Annotated, ClassVar
@@ -44,7 +46,7 @@ class AdmmWeight(WeightBinarizer):
 
     def calibrate(self, weight: Tensor) -> None:
         if self.steps > 0:  # the end of the penalty; at the conversion the float weights stay
-            weight.copy_(project(weight + self.dual))
+            weight.copy_(self.target)
         self.target.copy_(project(weight))
         self.dual.zero_()
         self.steps.zero_()

@@ -39,7 +39,7 @@ from bnnconvert.train.optimizers import add_network, enter_stage, make_optimizer
 from bnnconvert.train.record import Recorder
 from bnnconvert.train.schedule import Span, learning_rate, span_at, stage_spans
 from bnnconvert.train.scratch import start_anew
-from bnnconvert.train.setup import Setup, comparable_settings, override, refuse_half
+from bnnconvert.train.setup import Setup, comparable_settings, doubts, override, refuse_half
 from bnnconvert.train.step import Stepper
 from bnnconvert.train.views import Views
 from bnnconvert.values.data import Data
@@ -176,6 +176,8 @@ class FineTuning:
         self.recorder = recorder
         found = recorder.resume() if resume else None
         if found is None:
+            for sentence in doubts(self.training, self.batches.batch_size):
+                recorder.note(sentence)
             self._begin_run()
             recorder.save(self.state, self._parts())
         else:

@@ -52,8 +52,8 @@ class Recorder:
         if path is None or not path.exists():
             return None
         state, parts, differences = load_checkpoint(path, self.settings)
-        if differences and self.main:
-            self.progress.note(f"The run goes on, but not bit for bit, as {'; '.join(differences)}.")
+        if differences:
+            self.note(f"The run goes on, but not bit for bit, as {'; '.join(differences)}.")
         return state, parts
 
     def start(self, state: State, *, total_steps: int, per_epoch: int) -> None:
@@ -65,6 +65,11 @@ class Recorder:
             self.events = Events(self.folder and self.folder / "tensorboard", done_epochs=len(state.history))
             self._write_metrics(state)
             self.progress.start(total_steps=total_steps, done_steps=state.step, epochs=epochs)
+
+    def note(self, sentence: str) -> None:
+        """Tell what stops nothing."""
+        if self.main:
+            self.progress.note(sentence)
 
     def step(self, state: State) -> None:
         """Tell of one optimizer step."""

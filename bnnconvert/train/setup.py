@@ -13,6 +13,8 @@ from bnnconvert.train.batches import derive_seed
 from bnnconvert.train.views import Views
 from bnnconvert.values.recipe import Training
 
+LARGE_BATCH = 256
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -75,6 +77,18 @@ def refuse_half(setup: Setup, evaluations: int) -> None:
         raise UsageError(f"training.optimizer: {name!r} takes two gradients a step and fp16 may skip one; use bf16.")
     if setup.training.gradient_bits is not None:
         raise UsageError("training.gradient_bits: clips are no longer right when fp16 changes its scale; use bf16.")
+
+
+def doubts(training: Training, batch: int) -> list[str]:
+    """Sentences about settings that work, and that experience with binary networks advises against.
+
+    Source: Qin et al., Binary Neural Networks: A Survey, Pattern Recognition 2020, arXiv:2004.03333, section 3.5
+    """
+    is_descent = training.optimizer.name in ("sgd", "nesterov", "extragradient")
+    if not is_descent or training.schedule != "constant" or batch >= LARGE_BATCH:
+        return []
+    remedy = f"take a schedule that decays, adam, or batches of {LARGE_BATCH} and more"
+    return [f"Gradient descent at a constant rate trains binary networks badly on batches of {batch}; {remedy}."]
 
 
 def comparable_settings(

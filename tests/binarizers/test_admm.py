@@ -39,12 +39,13 @@ def test_targets_and_duals_follow_the_weights_every_few_steps() -> None:
     )
 
 
-def test_the_end_of_the_penalty_is_the_projection_of_weight_plus_dual() -> None:
+def test_the_end_of_the_penalty_is_the_target() -> None:
     binarizer = AdmmWeight((1, 3), estimator=Clip(), every=1)
     weight = torch.tensor([[0.9, -0.4, 0.1]])
     binarizer.calibrate(weight)
     binarizer.after_step(weight, binary=False)
     value = weight + binarizer.dual  # the third is 0.1 + 0.1 - 1.4 / 3 < 0
+    binarizer.after_step(weight, binary=False)
     binarizer.calibrate(weight)
     torch.testing.assert_close(weight, project(value))
     assert weight[0, 2] < 0

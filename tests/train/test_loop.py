@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from bnnconvert.errors import UsageError
 from bnnconvert.train import clip_latent, evaluate_samples, finetune
 from bnnconvert.train.calibrate import prepare
+from bnnconvert.train.setup import doubts
 from bnnconvert.train.views import Views
 from bnnconvert.values.data import Data, Images
 from bnnconvert.values.progress import Silent
@@ -177,6 +178,35 @@ def test_progress_is_told_everything_in_order() -> None:
     run(epochs=2, progress=watch)
     steps = [("step", step) for step in range(1, 13)]
     assert watch.calls == [("start", (12, 0, 2)), *steps[:6], ("epoch", 1), *steps[6:], ("epoch", 2), ("done", 12)]
+
+
+@pytest.mark.parametrize(
+    ("training", "noted"),
+    [
+        ({"optimizer": {"name": "sgd", "lr": 0.01}, "schedule": "constant"}, 1),
+        ({"optimizer": {"name": "sgd", "lr": 0.01}, "schedule": "cosine"}, 0),
+        ({"optimizer": {"name": "adam", "lr": 0.01}, "schedule": "constant"}, 0),
+    ],
+)
+def test_descent_at_a_constant_rate_on_small_batches_is_doubted_once(
+    tmp_path: Path, training: dict[str, Any], noted: int
+) -> None:
+    notes: list[str] = []
+
+    class Note(Silent):
+        def note(self, message: str) -> None:
+            notes.append(message)
+
+    run(tmp_path, training=training, progress=Note(), epochs=1)
+    run(tmp_path, training=training, progress=Note(), epochs=1, resume=True)
+    assert len(notes) == noted
+    assert all(note.startswith("Gradient descent at a constant rate") and "batches of 16;" in note for note in notes)
+
+
+def test_a_large_batch_is_not_doubted() -> None:
+    training = make_training(optimizer={"name": "sgd"}, schedule="constant")
+    assert doubts(training, 255)
+    assert not doubts(training, 256)
 
 
 def test_max_steps_shortens_the_run_and_still_measures_it() -> None:
