@@ -24,7 +24,7 @@ def plan_table(plan: Plan) -> Table:
             as_shape(layer.facts.weight_shape),
             "int8" if layer.int8 else layer.decision,
             layer.reason,
-            f"{layer.facts.float_bytes:,}",
+            f"{layer.float_bytes:,}",
             f"{layer.bytes:,}",
             as_count(layer.facts.macs),
         )

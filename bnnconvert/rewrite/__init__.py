@@ -3,6 +3,7 @@
 from bnnconvert.rewrite.base import Rewrite
 from bnnconvert.rewrite.binarize import Binarize
 from bnnconvert.rewrite.gate_shortcut import GateShortcut
+from bnnconvert.rewrite.group_branches import GroupBranches
 from bnnconvert.rewrite.insert_batch_norm import InsertBatchNorm
 from bnnconvert.rewrite.pool_shortcut import PoolShortcut
 from bnnconvert.rewrite.remove_relu import RemoveRelu
@@ -19,4 +20,6 @@ REWRITES: dict[str, type[Rewrite]] = {
     "shortcut-per-conv": ShortcutPerConv,
     "pool-shortcut": PoolShortcut,
     "gate-shortcut": GateShortcut,
+    "widen": Widen,
+    "group-branches": GroupBranches,
 }

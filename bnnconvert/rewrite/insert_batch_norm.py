@@ -33,6 +33,7 @@ from bnnconvert.graph import (
     skip_back,
 )
 from bnnconvert.layers.base import BinaryLayer
+from bnnconvert.layers.branches import BranchMerge, SoftGate
 from bnnconvert.layers.channel_scale import ChannelScale
 from bnnconvert.layers.maxout import Maxout
 from bnnconvert.layers.rprelu import RPReLU
@@ -164,6 +165,7 @@ def _is_centred(graph: GraphModule, node: Node, *, depth: int = 0) -> bool:
     A residual stream is a sum of a sum and so on; a stream of many blocks is followed back a few blocks and no more.
     """
     source = skip_back(graph, node, _KEEP_BOTH_SIGNS)
-    if is_add(source) and depth < _MAX_DEPTH:
+    is_sum = is_add(source) or is_call_of(graph, source, (BranchMerge, SoftGate))
+    if is_sum and depth < _MAX_DEPTH:
         return all(_is_centred(graph, part, depth=depth + 1) for part in source.all_input_nodes)
-    return is_add(source) or is_call_of(graph, source, BATCH_NORMS)
+    return is_sum or is_call_of(graph, source, BATCH_NORMS)

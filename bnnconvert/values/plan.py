@@ -75,13 +75,27 @@ class LayerPlan:
     int8: bool = False
     """Whether the float layer is stored in 8 bits."""
     weight_planes: int = 1
+    student: LayerFacts | None = None
+    """Facts about the layer in the student, where a rewrite has changed its size."""
+    is_copy: bool = False
+    """Whether a rewrite has made the layer; the float model does not have it."""
+
+    @property
+    def now(self) -> LayerFacts:
+        """Facts about the layer as it is in the student."""
+        return self.student or self.facts
+
+    @property
+    def float_bytes(self) -> int:
+        """Bytes of weights and bias in the float model."""
+        return 0 if self.is_copy else self.facts.float_bytes
 
     @property
     def bytes(self) -> int:
         """Weight bytes after conversion."""
         if self.int8:
-            return self.facts.int8_bytes
-        return self.facts.float_bytes if self.decision == "float" else self.facts.packed_bytes(self.weight_planes)
+            return self.now.int8_bytes
+        return self.now.float_bytes if self.decision == "float" else self.now.packed_bytes(self.weight_planes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +137,9 @@ class Plan:
         return {
             "layers": len(self.layers),
             "binary_layers": len(binary),
-            "macs": sum(p.facts.macs for p in self.layers),
-            "binary_macs": sum(p.facts.macs for p in binary),
-            "float_bytes": sum(p.facts.float_bytes for p in self.layers),
+            "macs": sum(p.now.macs for p in self.layers),
+            "binary_macs": sum(p.now.macs for p in binary),
+            "float_bytes": sum(p.float_bytes for p in self.layers),
             "packed_bytes": sum(p.bytes for p in self.layers),
         }
 
@@ -133,7 +147,8 @@ class Plan:
         """The plan as plain data."""
         layers = [
             asdict(p.facts)
-            | {"macs": p.facts.macs, "float_bytes": p.facts.float_bytes, "packed_bytes": p.bytes}
+            | {"macs": p.now.macs, "float_bytes": p.float_bytes, "packed_bytes": p.bytes}
+            | {"weight_shape": p.now.weight_shape}
             | {"name": p.facts.path, "decision": p.decision, "int8": p.int8, "reason": p.reason, "rule": p.rule}
             | {"gain": None if p.gain is None else p.gain.name}
             for p in self.layers

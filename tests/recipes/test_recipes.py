@@ -110,7 +110,8 @@ def test_what_stays_float_is_what_the_method_says() -> None:
     for name in ends_too:
         assert kept(name) == {"layer2.downsample.0"}
     assert kept("fqn") == set()
-    for name in set(recipe_names()) - ends_too - {"fqn"} - PERCEPTRONS:
+    assert kept("groupnet") == {"conv1", "fc"}
+    for name in set(recipe_names()) - ends_too - {"fqn", "groupnet"} - PERCEPTRONS:
         assert kept(name) == {"conv1", "fc", "layer2.downsample.0"}
 
 
