@@ -9,6 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from bnnconvert.layers.deployable import Deployable
+
 _SOURCE = "Zhuang et al., Structured Binary Neural Networks, CVPR 2019, arXiv:1811.10413"
 
 
@@ -33,7 +35,7 @@ class BranchMerge(nn.Module):
         return total if self.scales else total / len(branches)
 
 
-class SoftGate(nn.Module):
+class SoftGate(Deployable):
     """Learned mixture of a branch's own value and that of all branches, half and half at the start."""
 
     source: ClassVar[str] = _SOURCE
@@ -47,7 +49,6 @@ class SoftGate(nn.Module):
         return _mixed(own, merged, torch.sigmoid(self.theta))
 
     def deployed(self) -> "FixedGate":
-        """The same with the share computed once."""
         return FixedGate(torch.sigmoid(self.theta).detach())
 
 

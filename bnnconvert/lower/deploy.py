@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 from bnnconvert.errors import RefusalError
 from bnnconvert.graph import PASS_THROUGH, input_of, module_of, propagate_shapes, set_module
 from bnnconvert.layers.base import BinaryLayer
-from bnnconvert.layers.branches import SoftGate
+from bnnconvert.layers.deployable import Deployable
 from bnnconvert.layers.linear import BinaryLinear
 from bnnconvert.layers.packed import Encode, PackedLayer, packed_layer
 from bnnconvert.lower.folds.table import FOLDS
@@ -42,7 +42,7 @@ def expand(deployed: GraphModule) -> None:
         if isinstance(module, PASS_THROUGH):
             node.replace_all_uses_with(input_of(node))
             deployed.graph.erase_node(node)
-        elif isinstance(module, SoftGate):
+        elif isinstance(module, Deployable):
             set_module(deployed, path, module.deployed())
         elif isinstance(module, BinaryLayer):
             if path not in packed:  # a layer that is called twice is packed once

@@ -9,6 +9,7 @@ from bnnconvert.rewrite.pool_shortcut import PoolShortcut
 from bnnconvert.rewrite.remove_relu import RemoveRelu
 from bnnconvert.rewrite.reorder_pool import ReorderPool
 from bnnconvert.rewrite.replace_activation import ReplaceActivation
+from bnnconvert.rewrite.shift_batch_norm import ShiftBatchNorm
 from bnnconvert.rewrite.shortcut_per_conv import ShortcutPerConv
 
 REWRITES: dict[str, type[Rewrite]] = {
@@ -22,4 +23,5 @@ REWRITES: dict[str, type[Rewrite]] = {
     "gate-shortcut": GateShortcut,
     "widen": Widen,
     "group-branches": GroupBranches,
+    "shift-batch-norm": ShiftBatchNorm,
 }

@@ -20,8 +20,9 @@ from torch.fx import GraphModule, Node
 from bnnconvert.graph import ACTIVATIONS, BATCH_NORMS, free_path, input_of, is_call_of, module_of, only_user
 from bnnconvert.layers.operators import padding_threshold
 from bnnconvert.layers.packed import Affine, BinaryDot2d, BinaryDotLinear, Dot, Encode
+from bnnconvert.layers.shift_batch_norm import ChannelAffine
 
-PER_CHANNEL = (*ACTIVATIONS, *BATCH_NORMS)
+PER_CHANNEL = (*ACTIVATIONS, *BATCH_NORMS, ChannelAffine)
 POOLS = (nn.MaxPool1d, nn.MaxPool2d)
 MAX_FLIPS = 16
 """A channel whose bit flips more often stays on the float path: it is noise, and costs more than it saves."""
