@@ -107,7 +107,11 @@ def propagate_shapes(graph: GraphModule, *inputs: Tensor) -> None:
 def free_path(graph: GraphModule, wanted: str) -> str:
     """`wanted`, or `wanted_1`, `wanted_2`, ... : the first path at which no module or attribute lives."""
     parent, _, leaf = wanted.rpartition(".")
-    owner: nn.Module = graph.get_submodule(parent) if parent else graph
+    owner: nn.Module = graph
+    for name in parent.split(".") if parent else ():
+        if not hasattr(owner, name):  # a module of the user's that only calls functions is not in the graph
+            return wanted
+        owner = getattr(owner, name)
     if not hasattr(owner, leaf):
         return wanted
     number = 1

@@ -31,6 +31,15 @@ def test_a_functional_call_in_a_submodule_stays_in_it() -> None:
     assert ("0.relu", "ReLU") in called(outer, torch.randn(2, 1, 8, 8))
 
 
+def test_a_users_module_may_do_nothing_but_call_functions() -> None:
+    class Flat(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.flatten(F.relu(x), 1)
+
+    graph = trace(nn.Sequential(nn.Conv2d(3, 2, 1), Flat(), nn.Linear(8, 2)).eval(), (torch.randn(2, 3, 2, 2),))
+    assert [n.target for n in graph.graph.nodes if n.op == "call_module"] == ["0", "1.relu", "1.flatten", "2"]
+
+
 @pytest.mark.parametrize("model", [Residual, Functional])
 def test_graph_computes_what_the_model_computes(model: type[nn.Module]) -> None:
     module = randomise(model())
