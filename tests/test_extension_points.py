@@ -38,6 +38,7 @@ POINTS: dict[str, tuple[str, Mapping[str, Any], set[str]]] = {
     "gains": ("gains", GAINS, {"base"}),
     "rewrites": ("rewrite", REWRITES, {"base", "runner", "regions", "dead_signs"}),
     "rewrites": ("rewrite", REWRITES, {"base", "runner", "regions", "dead_signs", "channel_spaces", "blocks"}),
+    "rewrites": ("rewrite", REWRITES, {"base", "runner", "regions", "dead_signs", "channel_spaces"}),
     "losses": ("train/losses", LOSSES, {"base", "pairing"}),
     "optimizers": ("train/optimizers", OPTIMIZERS, {"base", "groups"}),
     "folds": ("lower/folds", FOLDS, {"base", "table"}),

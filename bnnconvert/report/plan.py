@@ -21,12 +21,12 @@ def plan_table(plan: Plan) -> Table:
         (
             layer.facts.path,
             layer.facts.kind,
-            as_shape(layer.facts.weight_shape),
+            as_shape(layer.now.weight_shape),
             "int8" if layer.int8 else layer.decision,
             layer.reason,
             f"{layer.float_bytes:,}",
             f"{layer.bytes:,}",
-            as_count(layer.facts.macs),
+            as_count(layer.now.macs),
         )
         for layer in plan.layers
     )

@@ -11,6 +11,7 @@ from bnnconvert.rewrite.reorder_pool import ReorderPool
 from bnnconvert.rewrite.replace_activation import ReplaceActivation
 from bnnconvert.rewrite.shift_batch_norm import ShiftBatchNorm
 from bnnconvert.rewrite.shortcut_per_conv import ShortcutPerConv
+from bnnconvert.rewrite.widen import Widen
 
 REWRITES: dict[str, type[Rewrite]] = {
     "binarize": Binarize,

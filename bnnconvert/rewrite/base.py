@@ -55,3 +55,7 @@ class Rewrite(ABC):
     @abstractmethod
     def apply(self, graph: GraphModule, site: Site) -> None:
         """Edit the graph at one site; the runner puts the nodes in order again."""
+
+    def replan(self, graph: GraphModule, plan: Plan) -> Plan:
+        """The plan after the rewrite, where that changes the size or number of layers."""
+        return plan

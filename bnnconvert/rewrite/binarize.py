@@ -35,8 +35,8 @@ class Binarize(Rewrite):
         assert layer is not None
         assert layer.weights is not None
         where = f"layers[{layer.rule}]"
-        weights = build_weight_binarizer(layer.weights, layer.facts.weight_shape, where=f"{where}.weights")
-        channels = module.in_channels if isinstance(module, nn.Conv2d) else layer.facts.weight_shape[1]
+        weights = build_weight_binarizer(layer.weights, tuple(module.weight.shape), where=f"{where}.weights")
+        channels = module.in_channels if isinstance(module, nn.Conv2d) else module.in_features
         inputs = (
             None if layer.inputs is None else build_input_binarizer(layer.inputs, channels, where=f"{where}.inputs")
         )

@@ -31,7 +31,10 @@ def run_rewrites(graph: GraphModule, plan: Plan, rewrites: list[Rewrite], *, pro
 
     Raises: VerificationError if a rewrite breaks its promise or does not come to an end.
     """
-    records = [_run(graph, plan, rewrite, probe) for rewrite in rewrites]
+    records = []
+    for rewrite in rewrites:
+        records.append(_run(graph, plan, rewrite, probe))
+        plan = rewrite.replan(graph, plan)
     return plan.with_rewrites(records)
 
 

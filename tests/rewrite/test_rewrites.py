@@ -324,7 +324,7 @@ def test_the_sum_of_two_binary_convolutions_has_no_shortcut_to_gate() -> None:
 @pytest.mark.parametrize("name", REWRITES)
 @pytest.mark.parametrize("module", [Residual, plain])
 def test_find_reads_only_and_is_empty_afterwards(name: str, module: Callable[..., nn.Module]) -> None:
-    options = 'to = "prelu"' if name == "replace-activation" else ""
+    options = {"replace-activation": 'to = "prelu"', "widen": "factor = 2"}.get(name, "")
     x = torch.randn(4, 3, 8, 8)
     row = f'{{ name = "{name}"{", " + options if options else ""} }}'
     recipe = parse_recipe(RECIPE.format(rewrites=row), where="test")
