@@ -13,6 +13,7 @@ from bnnconvert.binarizers.balanced import BalancedWeight
 from bnnconvert.binarizers.base import InputBinarizer, WeightBinarizer
 from bnnconvert.binarizers.biper import BiperWeight
 from bnnconvert.binarizers.bitwise import BitwiseInput, BitwiseWeight
+from bnnconvert.binarizers.circulant import CirculantWeight
 from bnnconvert.binarizers.dorefa import DorefaInput, DorefaWeight
 from bnnconvert.binarizers.dsq import DsqInput, DsqWeight
 from bnnconvert.binarizers.fqn import FqnInput, FqnWeight
@@ -59,6 +60,7 @@ WEIGHT_BINARIZERS: dict[str, type[WeightBinarizer]] = {
     "residual": ResidualWeight,
     "fqn": FqnWeight,
     "bitwise": BitwiseWeight,
+    "circulant": CirculantWeight,
 }
 
 INPUT_BINARIZERS: dict[str, type[InputBinarizer]] = {

@@ -56,7 +56,11 @@ class WeightBinarizer(nn.Module, ABC):
 
     @abstractmethod
     def planes(self, weight: Tensor) -> list[Plane]:
-        """Planes of a latent weight of shape (O, ...); deployed as they are in evaluation mode."""
+        """Planes of the latent weight, of shape (O, ...); deployed as they are in evaluation mode."""
+
+    def latent(self, weight: Tensor) -> Tensor:
+        """The trained tensor for a float layer's weight: itself, or fewer filters where the method shares them."""
+        return weight
 
     def relaxed(self, weight: Tensor) -> Tensor:
         """Float stand-in for the quantized weight in stages whose weights are not binary yet: the latent weight."""

@@ -66,9 +66,9 @@ class BinaryLayer(nn.Module):
 
         Shapes: (P * M, O), p slowest.
         """
-        out = self.weight.shape[0]
         ones = self.weight.new_ones(())
-        alphas = torch.stack([(ones if p.scale is None else p.scale).expand(out) for p in self.weight_planes()])
+        planes = self.weight_planes()
+        alphas = torch.stack([(ones if p.scale is None else p.scale).expand(len(p.pm1)) for p in planes])
         if self.input_binarizer is None:
             return alphas
         betas = self.input_binarizer.scales().to(alphas)

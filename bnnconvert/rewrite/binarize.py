@@ -7,9 +7,11 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from bnnconvert.binarizers import build_input_binarizer, build_weight_binarizer
+from bnnconvert.errors import UsageError
 from bnnconvert.gains import build_gain
 from bnnconvert.gains.base import GainSite
 from bnnconvert.graph import module_of, set_module, shape_of
+from bnnconvert.layers.base import BinaryLayer
 from bnnconvert.layers.conv2d import BinaryConv2d
 from bnnconvert.layers.linear import BinaryLinear
 from bnnconvert.rewrite.base import RETRAIN, Promise, Refusal, Rewrite, Site
@@ -35,7 +37,10 @@ class Binarize(Rewrite):
         assert layer is not None
         assert layer.weights is not None
         where = f"layers[{layer.rule}]"
-        weights = build_weight_binarizer(layer.weights, tuple(module.weight.shape), where=f"{where}.weights")
+        try:
+            weights = build_weight_binarizer(layer.weights, tuple(module.weight.shape), where=f"{where}.weights")
+        except UsageError as error:  # a method that does not fit this layer's shape
+            raise UsageError(f"{layer.facts.path}: {error}") from error
         channels = module.in_channels if isinstance(module, nn.Conv2d) else module.in_features
         inputs = (
             None if layer.inputs is None else build_input_binarizer(layer.inputs, channels, where=f"{where}.inputs")
@@ -43,14 +48,18 @@ class Binarize(Rewrite):
         gain = None
         if layer.gain is not None:
             gain = build_gain(layer.gain, _gain_site(module, site.node, layer), where=f"{where}.gain")
-            gain.calibrate(module.weight.detach())
         if isinstance(module, nn.Conv2d):
-            twin: nn.Module = BinaryConv2d.from_float(
+            twin: BinaryLayer = BinaryConv2d.from_float(
                 module, weight_binarizer=weights, input_binarizer=inputs, pad_bit=layer.padding, gain=gain
             )
         else:
             twin = BinaryLinear.from_float(module, weight_binarizer=weights, input_binarizer=inputs, gain=gain)
-        weights.calibrate(module.weight.detach())
+        latent = weights.latent(twin.weight)
+        if latent is not twin.weight:
+            twin.weight = nn.Parameter(latent.detach().clone())
+        weights.calibrate(twin.weight.detach())
+        if gain is not None:
+            gain.calibrate(weights.relaxed(twin.weight.detach()))
         set_module(graph, layer.facts.path, twin.train(module.training))
 
 

@@ -25,7 +25,7 @@ def set_stage(student: nn.Module, *, weights: bool | int, inputs: bool | int) ->
         if weights is True and not layer.weights_are_binary:
             layer.weight_binarizer.calibrate(layer.weight)
             if layer.gain is not None:
-                layer.gain.calibrate(layer.weight)
+                layer.gain.calibrate(layer.weight_binarizer.relaxed(layer.weight))
         layer.weights_are_binary, layer.inputs_are_binary = weights is True, inputs is True
         layer.weight_bits = None if isinstance(weights, bool) else weights
         layer.input_bits = None if isinstance(inputs, bool) else inputs

@@ -157,7 +157,7 @@ def test_encoder_gives_the_bits_of_the_planes(name: str) -> None:
 @pytest.mark.parametrize("shape", [(4, 3, 3, 3), (5, 7)])
 def test_weight_planes_are_plus_minus_one_and_carry_gradient(name: str, shape: tuple[int, ...]) -> None:
     binarizer = build_weight_binarizer(named(WEIGHT_BINARIZERS, name), shape, where="test")
-    w = (torch.randn(shape) / 3).requires_grad_()
+    w = binarizer.latent(torch.randn(shape) / 3).clone().requires_grad_()
     binarizer.calibrate(w.detach())
     for plane in binarizer.planes(w):
         assert set(plane.pm1.unique().tolist()) <= {-1.0, 1.0}
