@@ -7,6 +7,7 @@ max-bytes   the first plan that is small enough
 max-drop    the last plan whose measured accuracy is at most so many points below the float model's
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ from bnnconvert.trace.dataflow import layer_facts
 from bnnconvert.values.budget import Budget, Choice, Fitted
 from bnnconvert.values.data import Data, check_fits
 from bnnconvert.values.plan import LayerFacts
-from bnnconvert.values.recipe import Recipe
+from bnnconvert.values.recipe import Recipe, Rule
 
 UNITS = {"KB": 1e3, "MB": 1e6, "KiB": 2**10, "MiB": 2**20, "B": 1}
 
@@ -63,8 +64,6 @@ def convert_within(
     fitted = fit_budget(
         teacher, layer_facts(teacher), parsed, budget, loaded, probe=probe, samples=samples, progress=measured
     )
-    rest = text.index("[[layers]]")
-    text = f"{text[:rest]}{rules_as_toml(fitted.rules)}\n{text[rest:]}"
     student = convert_model(
         spec,
         recipe,
@@ -74,10 +73,18 @@ def convert_within(
         data=data,
         mean=mean,
         std=std,
-        text=text,
+        text=_with_rules(text, parsed, fitted.rules),
         **options,
     )
     return student, fitted
+
+
+def _with_rules(text: str, recipe: Recipe, rules: Sequence[Rule]) -> str:
+    """Text of the recipe with these rules in front of its own, which may then match nothing."""
+    own = [rule.model_copy(update={"optional": True}) for rule in recipe.layers]
+    before, _, rest = text.partition("[[layers]]")
+    after = re.search(r"^\[(?!\[layers\]\])", rest, re.MULTILINE)
+    return before + rules_as_toml([*rules, *own]) + ("" if after is None else "\n" + rest[after.start() :])
 
 
 def parse_budget(text: str) -> Budget:
@@ -134,7 +141,7 @@ def fit_budget(
 
     length = _boundary(len(steps), fits, grows=budget.kind == "max-bytes")
     if not length:
-        raise UsageError(f"--budget: {_why(maker, steps, budget)}; give a larger budget, or another recipe.")
+        raise UsageError(f"--budget: {_why(maker, steps, budget)}.")
     widths = dict(steps[:length])
     network, _ = maker.make(widths)
     size = maker.bytes(network)
@@ -150,12 +157,12 @@ def fit_budget(
 
 def _why(maker: Mixture, steps: Sequence[tuple[str, str]], budget: Budget) -> str:
     if budget.kind == "max-drop":
-        return "already the first layer that gets narrower costs more than that before any training"
+        return "the first layer that gets narrower costs more than that already; give a larger drop"
     network, _ = maker.make(dict(steps))
     least = maker.bytes(network)
     if least > budget.limit:
-        return f"the smallest plan of this recipe takes {least:,} B"
-    return "the float model is that small already"
+        return f"the smallest plan of this recipe takes {least:,} B; give more, or another recipe"
+    return "the float model is that small already; give fewer bytes"
 
 
 def order(choices: Sequence[Choice], float_bytes: dict[str, int]) -> list[tuple[str, str]]:

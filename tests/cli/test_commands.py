@@ -232,3 +232,21 @@ def test_calibration_needs_images_and_writes_the_fitted_student(shell: Shell, mo
     plain = bnnconvert.convert(small_net(), "bwn", data="digits").model.state_dict()
     assert not torch.equal(fitted["3.weight"], plain["3.weight"])
     assert shell.ok("export", "--packed")
+
+
+def test_a_budget_mixes_widths_and_is_kept(shell: Shell) -> None:
+    torch.manual_seed(0)
+    torch.save(small_net(), "model.pt")
+    line = ("convert", "model.pt", "--recipe", "xnor", "--budget")
+    assert "max-drop=2" in shell.refused(*line, "2MB", "--data", "digits", code=2)
+    assert "give them with --data" in shell.refused(*line, "max-drop=2", code=2)
+    assert "the smallest plan" in shell.refused(*line, "max-bytes=10", "--data", "digits", code=2)
+    assert "that small already" in shell.refused(*line, "max-bytes=1MB", "--data", "digits", code=2)
+    found = shell.json(*line, "max-bytes=3500", "--data", "digits")
+    assert set(found["budget"]["widths"].values()) <= {"float", "int8", "4-bit", "binary"}
+    assert {"int8"} <= set(found["budget"]["widths"].values())
+    assert found["budget"]["bytes"] == found["totals"]["predicted_artifact_bytes"] <= 3500
+    report = shell.json("export", "--packed")
+    assert report["predicted_bytes"] == report["tensor_bytes"] == found["budget"]["bytes"]
+    assert report["edges"]["layers"] == [name for name, width in found["budget"]["widths"].items() if width == "int8"]
+    assert shell.json("verify", "model.packed.safetensors", "--against", "model.bnn", "--data", "digits")["passed"]
