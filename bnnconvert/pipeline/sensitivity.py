@@ -71,8 +71,11 @@ class Ruler:
 
     def __init__(self, teacher: GraphModule, data: Data, *, samples: int, device: str | None) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        chosen = data.train.spread(2 * max(samples, FITTED))
-        fitted, measured = chosen[::2][:FITTED], chosen[1::2][:samples]
+        chosen = data.train.spread(FITTED + samples)
+        chosen = chosen[
+            torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))
+        ]  # folders come by class
+        fitted, measured = chosen[:FITTED], chosen[FITTED : FITTED + samples]
         if len(measured) == 0:
             raise UsageError(f"{data.source}: has too few training images to measure on; give more data.")
         self._data, self._fitted, self._measured = data, fitted, measured

@@ -45,8 +45,13 @@ def probe_input(shape: Sequence[int], data: Data | None) -> tuple[Tensor]:
 
 
 def calibration_batches(data: Data) -> Iterator[Tensor]:
-    """Model inputs from training images spread evenly over the set, the same each time."""
-    for indices in torch.split(data.train.spread(CALIBRATION_SAMPLES), CALIBRATION_BATCH):
+    """Model inputs from training images spread evenly over the set and mixed, the same each time.
+
+    Image folders come class by class, and batches of one class would have too little variance.
+    """
+    chosen = data.train.spread(CALIBRATION_SAMPLES)
+    chosen = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))]
+    for indices in torch.split(chosen, CALIBRATION_BATCH):
         yield data.inputs(data.train, indices)
 
 
