@@ -36,17 +36,17 @@ class Maxout(nn.Module):
 
 
 class _Trained(torch.autograd.Function):
-    """The same with a backward pass of few sweeps over memory."""
+    """The same up to rounding, with few sweeps over memory."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         ctx.save_for_backward(x, positive, negative)
-        return x.clamp(max=0).mul_(wide(negative, x)).addcmul_(torch.relu(x), wide(positive, x))
+        return torch.prelu(x, negative).addcmul_(torch.relu(x), wide(positive - 1, x))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         x, positive, negative = ctx.saved_tensors
         above = torch.ops.aten.threshold_backward(grad, x, 0.0)  # g 1{x > 0}
-        below = grad - above
-        grad_x = (above * wide(positive, x)).addcmul_(below, wide(negative, x))
-        return grad_x, channel_sums(above.mul_(x)), channel_sums(below.mul_(x))
+        grad_x = (grad * wide(negative, x)).addcmul_(above, wide(positive - negative, x))
+        by_positive = channel_sums(above.mul_(x))
+        return grad_x, by_positive, channel_sums(grad * x) - by_positive
