@@ -41,10 +41,12 @@ class _PerSample(Estimator):
         # Samples as rows in the order of memory, and sums of powers: far faster on a CPU than torch.var over axes.
         x, grad = ((t.permute(0, 2, 3, 1) if last else t).flatten(1) for t in (x, grad))
         count, spare = x.shape[1], max(x.shape[1] - 1, 1)
-        mean = x.mean(dim=1, keepdim=True)
-        power = torch.linalg.vector_norm(x, dim=1, keepdim=True).square()
+        exact = torch.promote_types(x.dtype, torch.float32)
+        mean = x.mean(dim=1, keepdim=True, dtype=exact)
+        power = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=exact).square()
         variance = ((power - count * mean.square()) / spare).clamp(min=0)
-        inverse = (variance + self.epsilon).rsqrt()
+        inverse = (variance + self.epsilon).rsqrt().to(x.dtype)
+        mean = mean.to(x.dtype)
         inner = self.estimator.gradient(x * inverse, grad)
         pull = (inner * x).sum(dim=1, keepdim=True) * (inverse.pow(3) / spare)
         # h / s - (x - m) p in two sweeps: h / s + m p, then - x p
