@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bnnconvert.channels import channel_moments, channel_sums, scale, shift, wide
+from bnnconvert.channels import channel_moments, channel_sums, inner_product, scale, shift, wide
 
 
 @pytest.mark.parametrize("shape", [(4, 16, 8, 8), (3, 24, 5, 7), (1, 300, 3, 3), (0, 16, 8, 8)])
@@ -58,3 +58,11 @@ def test_scale_has_the_gradients_of_a_plain_product(layout: torch.memory_format)
     torch.testing.assert_close(leaf.grad, g * by.detach().reshape(3, 1, 1))
     torch.testing.assert_close(by.grad, (g * x).sum((0, 2, 3)))
     torch.testing.assert_close(scale(x[..., 0, 0], by.detach()), x[..., 0, 0] * by.detach())
+
+
+@pytest.mark.parametrize("layouts", [(0, 0), (1, 1), (0, 1), (1, 0)])
+def test_inner_product_whatever_the_layouts(layouts: tuple[int, int]) -> None:
+    kinds = (torch.contiguous_format, torch.channels_last)
+    a, b = (torch.randn(4, 3, 5, 6).contiguous(memory_format=kinds[layout]) for layout in layouts)
+    torch.testing.assert_close(inner_product(a, b), (a * b).sum(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(inner_product(a[:, :, 0, 0], b[:, :, 0, 0]), (a * b)[:, :, 0, 0].sum())

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from bnnconvert.layers.prelu import PReLU
+from bnnconvert.layers.prelu import ChannelPReLU
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("shape", [(6, 3), (4, 3, 5, 5)])
 def test_it_trains_with_the_gradients_of_torch_s(shape: tuple[int, ...], layout: torch.memory_format) -> None:
     torch.manual_seed(0)
-    ours, theirs = PReLU(3), nn.PReLU(3)
+    ours, theirs = ChannelPReLU(3), nn.PReLU(3)
     nn.init.normal_(ours.weight)
     theirs.load_state_dict(ours.state_dict())
     x, g = torch.randn(shape), torch.randn(shape)
