@@ -24,6 +24,8 @@ from bnnconvert.binarizers.codes import TINY, just_above, pass_gradient, sampled
 from bnnconvert.estimators.base import sign_pm1
 
 Bases = Annotated[int, Field(ge=1, le=8)]
+ABOVE_ONE, BELOW_HALF = just_above(1.0), -just_above(-0.5)
+"""The end of an open interval that holds 1, and what 1/2 is greater than."""
 _SOURCE = "Lin et al., ABC-Net, NeurIPS 2017, arXiv:1711.11294"
 
 
@@ -115,10 +117,10 @@ class _Staircases(torch.autograd.Function):
         through, above = [], []
         for v, height in zip(shift.to(x.dtype), scale.to(x.dtype), strict=True):
             torch.add(x, v, out=h)
-            inside = torch.ops.aten.hardtanh_backward(grad, h, -TINY, just_above(1.0), grad_input=part)
+            inside = torch.ops.aten.hardtanh_backward(grad, h, -TINY, ABOVE_ONE, grad_input=part)
             through.append(inside.sum(dtype=shift.dtype))
             grad_x.addcmul_(inside, height)
-            over = torch.ops.aten.threshold_backward(grad, h, -just_above(-0.5), grad_input=part)
+            over = torch.ops.aten.threshold_backward(grad, h, BELOW_HALF, grad_input=part)
             above.append(over.sum(dtype=scale.dtype))
         return grad_x, torch.stack(through) * scale, 2 * torch.stack(above) - grad.sum(dtype=scale.dtype)
 

@@ -79,6 +79,7 @@ class UniformInput(CodedInput):
     def __init__(self, channels: int, *, bits: int) -> None:
         super().__init__(channels, bits=bits)
         self.passes = (-TINY, just_above(self.top))
+        self.below_top = -just_above(-self.top)
 
     @abstractmethod
     def scaled(self, x: Tensor) -> Tensor:
@@ -119,7 +120,7 @@ class _Staircase(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, clip: Tensor | None, binarizer: UniformInput) -> Tensor:
         u = binarizer.scaled(x)
         ctx.save_for_backward(u, clip)
-        ctx.passes, ctx.top = binarizer.passes, binarizer.top
+        ctx.passes, ctx.below_top = binarizer.passes, binarizer.below_top
         y, low = binarizer.rounded(u).mul_(binarizer.step()), binarizer.low()
         return y if low is None else y.add_(low)
 
@@ -129,7 +130,7 @@ class _Staircase(torch.autograd.Function):
         grad_x = torch.ops.aten.hardtanh_backward(grad, u, *ctx.passes)
         if clip is None:
             return grad_x, None, None
-        above = torch.ops.aten.threshold_backward(grad, u, -just_above(-ctx.top))  # u >= top is u > the float below it
+        above = torch.ops.aten.threshold_backward(grad, u, ctx.below_top)  # u >= top is u > the float below it
         return grad_x, above.sum(dtype=clip.dtype), None
 
 

@@ -20,6 +20,8 @@ from bnnconvert.estimators.base import sign_pm1
 
 PACE = 0.1
 """Weight of a new batch in the running means, as in batch norm."""
+ABOVE_ONE = just_above(1.0)
+"""The end of an open interval that holds 1."""
 
 
 class HorqInput(CodedInput):
@@ -75,6 +77,5 @@ class _Residual(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        bound = just_above(1.0)  # the operator's interval is open
-        grad_x: Tensor = torch.ops.aten.hardtanh_backward(grad, x, -bound, bound)
+        grad_x: Tensor = torch.ops.aten.hardtanh_backward(grad, x, -ABOVE_ONE, ABOVE_ONE)
         return grad_x, None

@@ -159,6 +159,7 @@ def test_weight_planes_are_plus_minus_one_and_carry_gradient(name: str, shape: t
     binarizer = build_weight_binarizer(named(WEIGHT_BINARIZERS, name), shape, where="test")
     w = binarizer.latent(torch.randn(shape) / 3).clone().requires_grad_()
     binarizer.calibrate(w.detach())
+    assert len(binarizer.planes(w)) == binarizer.plane_count
     for plane in binarizer.planes(w):
         assert set(plane.pm1.unique().tolist()) <= {-1.0, 1.0}
         assert plane.scale is None or plane.scale.shape in {(), (shape[0],)}
