@@ -15,7 +15,8 @@ import bnnconvert
 from bnnconvert.binarizers.base import WeightBinarizer
 from bnnconvert.cli.app import COMMANDS, app
 from bnnconvert.estimators.clip import Clip
-from bnnconvert.recipe import load_recipe, recipe_names
+from bnnconvert.pipeline import check_recipe
+from bnnconvert.recipe import load_recipe, parse_recipe, recipe_names, recipe_text
 from bnnconvert.rewrite.base import Rewrite, Site
 from bnnconvert.trace.tracer import trace
 from bnnconvert.values.plan import Plan
@@ -69,6 +70,16 @@ def test_recipes_table_is_the_folder_s() -> None:
     rows = re.findall(r"^\| `([\w-]+)` \| (.+?) \| (.+?) \|$", README, re.MULTILINE)
     recipes = [load_recipe(name) for name in recipe_names()]
     assert rows[: len(recipes)] == [(recipe.name, recipe.title, recipe.summary) for recipe in recipes]
+
+
+def test_training_keys_go_with_any_recipe() -> None:
+    (block,) = (block for language, block in BLOCKS if language == "toml")
+    for name in recipe_names():
+        head, _, tail = recipe_text(name).partition("[training]")
+        checks = tail.partition("[checks]")[2]
+        recipe = parse_recipe(head + block + (f"[checks]{checks}" if checks else ""), where=name)
+        check_recipe(recipe)
+        assert recipe.training.optimizer.glorot
 
 
 def test_python_api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

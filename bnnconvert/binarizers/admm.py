@@ -4,9 +4,8 @@
     every n steps   V = W + lambda,   Q = sign(V),  alpha = mean |V|,   lambda <- V - G
 
 While the weights of a stage are float, they train under that penalty (loss `admm`, whose weight is rho); when they
-become binary, W := G, which is near by then. Afterwards it is a sign with a scale per layer, a constant.
-
-Near only if n steps suffice to follow a new G, about n lr rho > 1; else the duals run away and turn the signs about.
+become binary, W := projection of W. That is the paper's W := G where both have met; where n steps at a small rate were
+too few to follow G, the duals have run ahead and turned its signs, and W is what has been trained.
 """
 
 from typing import Annotated, ClassVar
@@ -46,7 +45,7 @@ class AdmmWeight(WeightBinarizer):
 
     def calibrate(self, weight: Tensor) -> None:
         if self.steps > 0:  # the end of the penalty; at the conversion the float weights stay
-            weight.copy_(self.target)
+            weight.copy_(project(weight))
         self.target.copy_(project(weight))
         self.dual.zero_()
         self.steps.zero_()
