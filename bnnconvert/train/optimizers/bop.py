@@ -7,6 +7,7 @@ follows the schedule of the learning rate, as the authors lower it. Everything e
 that leaves them float, is trained by Adam. At w m = threshold the authors' code makes any weight +1; here it stays.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar
 
@@ -39,6 +40,7 @@ class Bop(RecipeOptimizer, torch.optim.Adam):
 
     @classmethod
     def obstacle(cls, binarizer: WeightBinarizer, weight: Tensor) -> str | None:
+        binarizer = copy.deepcopy(binarizer).eval()  # a method may note what passes through it
         signs = sign_pm1(weight.detach()).requires_grad_()
         with torch.enable_grad():
             quantized = binarizer(signs)
