@@ -71,17 +71,19 @@ class Objective:
 
         `progress` is the share of the run that is done.
         """
+        active = [
+            (setting.weight, loss)
+            for setting, loss in zip(self.settings, self.terms, strict=True)
+            if setting.since <= progress < setting.until
+        ]
+        for _, loss in active:
+            loss.begin_pass()
         theirs, their_features = (None, {}) if self.teacher is None else self.teacher(x)
         logits = logits_of(forward(x))
         if check:
             check_labels(labels, logits.shape[1])
         features = self.features.take()
         outputs = Outputs(logits, labels, _constant(theirs), features, _constants(their_features))
-        active = [
-            (setting.weight, loss)
-            for setting, loss in zip(self.settings, self.terms, strict=True)
-            if setting.since <= progress < setting.until
-        ]
         total = logits.new_zeros((), dtype=torch.float)
         for weight, loss in active:
             total = total + weight * loss(outputs)

@@ -26,6 +26,7 @@ NOTHING = Outputs(torch.zeros(1, 2), torch.tensor([0]))
 def inputs_of(student: nn.Module, loss: Rad, values: list[float]) -> float:
     """The loss where each channel of the only layer's input takes these values."""
     layer = student.get_submodule("conv")
+    loss.begin_pass()
     x = torch.tensor(values, dtype=torch.float).reshape(-1, 1, 1, 1).expand(-1, 6, 3, 3)
     layer(x)
     return loss(NOTHING).item()
@@ -47,14 +48,19 @@ def test_rad_is_a_mean_over_layers_and_looks_only_while_training_with_gradients(
     student, loss = make_student().train(), Rad()
     loss.bind(student)
     conv, hidden = student.get_submodule("conv"), student.get_submodule("hidden")
+    conv(torch.zeros(2, 6, 3, 3))
+    assert not loss.terms, "nobody has asked"
+    loss.begin_pass()
     with torch.no_grad():
         conv(torch.zeros(2, 6, 3, 3))
     conv.eval()(torch.zeros(2, 6, 3, 3))
     assert loss(NOTHING).item() == 0
+    loss.begin_pass()
     conv.train()(torch.tensor([-1.0, 1.0]).reshape(2, 1, 1, 1).expand(2, 6, 3, 3))
     hidden(torch.tensor([2.0, 4.0]).reshape(2, 1).expand(2, 32))
     assert loss(NOTHING).item() == pytest.approx((1 + 8) / 2, abs=1e-5)
     assert loss(NOTHING).item() == 0, "a batch counts once"
+    loss.begin_pass()
     loss.close()
     conv(torch.ones(2, 6, 3, 3))
     assert loss(NOTHING).item() == 0

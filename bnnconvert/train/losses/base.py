@@ -41,6 +41,9 @@ class Loss(ABC):
         Raises: UsageError where the student has nothing that the term is about.
         """
 
+    def begin_pass(self) -> None:
+        """Look at the student's next forward pass, whose outputs the loss will be called with."""
+
     def close(self) -> None:
         """Take off the student what `bind` put there."""
 

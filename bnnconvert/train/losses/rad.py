@@ -29,6 +29,7 @@ class Rad(Loss):
 
     def __init__(self) -> None:
         self.terms: list[Tensor] = []
+        self.watching = False
         self.handles: list[RemovableHandle] = []
 
     def bind(self, student: nn.Module) -> None:
@@ -37,18 +38,22 @@ class Rad(Loss):
             raise UsageError("training.losses: 'rad' is about binary inputs, and the student has none; leave it out.")
         self.handles = [layer.register_forward_pre_hook(self._see) for layer in layers]
 
+    def begin_pass(self) -> None:
+        self.watching = True
+        self.terms.clear()
+
     def close(self) -> None:
         for handle in self.handles:
             handle.remove()
         self.terms.clear()
 
     def _see(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        # Calibration and batch norm's re-estimation run without gradients, and in training mode, too.
-        if layer.training and torch.is_grad_enabled():
+        # Others run the student as well: calibration, batch norm's re-estimation, a step in which the term is over.
+        if self.watching and layer.training and torch.is_grad_enabled():
             self.terms.append(_penalty(inputs[0].float()))
 
     def __call__(self, outputs: Outputs) -> Tensor:
-        terms, self.terms = self.terms, []
+        terms, self.terms, self.watching = self.terms, [], False
         return torch.stack(terms).mean() if terms else outputs.logits.new_zeros(())
 
 
