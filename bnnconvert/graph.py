@@ -10,15 +10,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import Graph, GraphModule, Interpreter, Node
 
 from bnnconvert.layers.base import BinaryLayer
 from bnnconvert.layers.maxout import Maxout
 from bnnconvert.layers.rprelu import RPReLU
+from bnnconvert.layers.vote import Vote
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, RPReLU, Maxout)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 PASS_THROUGH = (nn.Identity, nn.Dropout, nn.Dropout2d)
+MEMBER, VOTE = "member", "vote"
+"""Paths of an ensemble's members, numbered from 1, and of their vote."""
 WEIGHT_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.RNNBase, BinaryLayer)
 
 
@@ -157,3 +160,27 @@ def set_module(graph: GraphModule, path: str, module: nn.Module) -> None:
     """Put `module` at `path` in place of what is there."""
     parent, _, leaf = path.rpartition(".")
     setattr(graph.get_submodule(parent) if parent else graph, leaf, module)
+
+
+def members_of(graph: GraphModule) -> list[GraphModule]:
+    """The members of an ensemble, each a graph of its own over the same modules; empty for any other graph."""
+    vote = next((node for node in graph.graph.nodes if is_call_of(graph, node, Vote)), None)
+    if vote is None:
+        return []
+    return [_member(graph, number, logits) for number, logits in enumerate(vote.all_input_nodes, start=1)]
+
+
+def _member(graph: GraphModule, number: int, logits: Node) -> GraphModule:
+    wanted, todo = {logits}, [logits]
+    while todo:
+        new = [node for node in todo.pop().all_input_nodes if node not in wanted]
+        wanted.update(new)
+        todo += new
+    part, made, prefix = Graph(), dict[Node, Node](), f"{MEMBER}{number}."
+    for node in (n for n in graph.graph.nodes if n in wanted or n.op == "placeholder"):
+        made[node] = part.node_copy(node, made.__getitem__)
+        if node.op in ("call_module", "get_attr"):
+            made[node].target = str(node.target).removeprefix(prefix)
+    part.output(made[logits])
+    member = GraphModule(graph.get_submodule(prefix[:-1]), part)
+    return member.train(graph.training)

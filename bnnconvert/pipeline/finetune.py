@@ -1,6 +1,7 @@
 """Train a student with its original as the teacher."""
 
 import os
+import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -8,15 +9,17 @@ from typing import Any
 from safetensors.torch import load_file
 
 from bnnconvert.errors import UsageError
+from bnnconvert.graph import members_of
 from bnnconvert.load.data import load_data
 from bnnconvert.pipeline.convert import convert_again
 from bnnconvert.pipeline.student import Student, data_record, outputs_of, probe_input
 from bnnconvert.trace.tracer import run_example
 from bnnconvert.train import finetune as train_student
+from bnnconvert.train.ensemble import finetune_ensemble
 from bnnconvert.values.data import Data, check_fits
 from bnnconvert.values.progress import Progress
 from bnnconvert.values.report import TrainReport
-from bnnconvert.values.run import RunDirectory, hold
+from bnnconvert.values.run import MEMBERS, RunDirectory, hold
 
 
 def finetune(
@@ -46,7 +49,8 @@ def finetune(
     with hold(run.path) if run is not None and main else nullcontext():
         if run is not None:
             _prepare(run, student, loaded, resume=resume, restart=restart, main=main)
-        report = train_student(
+        train = finetune_ensemble if members_of(student.model) else train_student
+        report = train(
             student.model,
             student.teacher,
             loaded,
@@ -73,6 +77,7 @@ def _prepare(run: RunDirectory, student: Student, data: Data, *, resume: bool, r
     if restart and main:
         for name in ("checkpoint.pt", "best.safetensors", "metrics.jsonl"):
             run.file(name).unlink(missing_ok=True)
+        shutil.rmtree(run.file(MEMBERS), ignore_errors=True)
     if not resume:
         student.model.load_state_dict(load_file(run.file("student.safetensors")))
     if main:

@@ -22,6 +22,8 @@ def epoch_line(record: EpochRecord, epochs: int) -> str:
 def training_notes(report: TrainReport) -> list[str]:
     """What the run came to."""
     best = f"the best weights are those of epoch {report.best_epoch} of {report.epochs}"
+    if report.members > 1:
+        best = f"{report.members} members were trained, {report.epochs} epochs in all"
     return [
         (
             f"Held-out accuracy {as_percent(report.held_out_accuracy)}, before the first step "

@@ -2,6 +2,7 @@
 
 from bnnconvert.rewrite.base import Rewrite
 from bnnconvert.rewrite.binarize import Binarize
+from bnnconvert.rewrite.ensemble import Ensemble
 from bnnconvert.rewrite.gate_shortcut import GateShortcut
 from bnnconvert.rewrite.group_branches import GroupBranches
 from bnnconvert.rewrite.insert_batch_norm import InsertBatchNorm
@@ -25,4 +26,5 @@ REWRITES: dict[str, type[Rewrite]] = {
     "widen": Widen,
     "group-branches": GroupBranches,
     "shift-batch-norm": ShiftBatchNorm,
+    "ensemble": Ensemble,
 }

@@ -1,12 +1,14 @@
 """Batches whose content is a function of (seed, epoch, step), so that a run can go on anywhere.
 
-The order is a permutation drawn for each epoch; a data set with random transforms of its own is seeded per item.
+The order is a permutation drawn for each epoch, or a draw by weights; a data set with random transforms of its own is
+seeded per item.
 """
 
 import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -43,13 +45,33 @@ def whole_batch(wanted: int, samples: int, processes: int) -> int:
     return batch
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """Samples drawn by weight, with replacement, as many as there are: anew in each epoch, or once for all.
+
+    Shapes: weights (samples,), not negative.
+    """
+
+    weights: Tensor
+    once: bool
+    number: int = 0
+    """Draws of other numbers are independent of this one's."""
+
+    def order(self, seed: int, epoch: int) -> Tensor:
+        """Samples of one epoch in its order."""
+        count = len(self.weights)
+        places = ("sample", self.number) if self.once else ("sample", self.number, epoch)
+        drawn = torch.multinomial(self.weights, count, replacement=True, generator=generator_for(seed, *places))
+        return drawn[torch.randperm(count, generator=generator_for(seed, "order", epoch))]
+
+
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Full batches of one epoch in that epoch's order, as (epoch, index) pairs, from any batch on."""
 
     drop_last = True
 
-    def __init__(self, samples: int, batch_size: int, *, seed: int) -> None:
-        self.samples, self.batch_size, self.seed = samples, batch_size, seed
+    def __init__(self, samples: int, batch_size: int, *, seed: int, sampling: Sampling | None = None) -> None:
+        self.samples, self.batch_size, self.seed, self.sampling = samples, batch_size, seed, sampling
         self.epoch, self.first = 0, 0
 
     def go_to(self, epoch: int, first: int = 0) -> None:
@@ -66,7 +88,10 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self.epoch
-        order = torch.randperm(self.samples, generator=generator_for(self.seed, "order", epoch)).tolist()
+        if self.sampling is None:
+            order = torch.randperm(self.samples, generator=generator_for(self.seed, "order", epoch)).tolist()
+        else:
+            order = self.sampling.order(self.seed, epoch).tolist()
         for batch in range(self.first, self.per_epoch):
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield [(epoch, index) for index in chosen]

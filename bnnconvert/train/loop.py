@@ -18,6 +18,7 @@ from torch.fx import GraphModule
 from bnnconvert.train.augment import Choice, choose
 from bnnconvert.train.batches import (
     EpochBatches,
+    Sampling,
     derive_seed,
     plain_loader,
     preserved_randomness,
@@ -71,6 +72,7 @@ def finetune(
     workers: int = 0,
     checkpoint_seconds: float = 120.0,
     progress: Progress | None = None,
+    sampling: Sampling | None = None,
 ) -> TrainReport:
     """Train `student` in place; it ends in evaluation mode with the weights that were best on held-out data.
 
@@ -82,7 +84,7 @@ def finetune(
     training = override(
         training, epochs=epochs, batch_size=batch_size, lr=lr, validation_share=validation_share, max_steps=max_steps
     )
-    setup = Setup(training, seed, choose(augment, data), mixed_precision, max_steps, workers)
+    setup = Setup(training, seed, choose(augment, data), mixed_precision, max_steps, workers, sampling)
     distributed = DistributedDataParallelKwargs()
     with ExitStack() as stack:
         stack.enter_context(preserved_randomness())
@@ -126,7 +128,7 @@ class FineTuning:
         device, processes = accelerator.device, accelerator.num_processes
         self.views = Views.of(data, self.training.validation_share, seed=setup.seed, device=device)
         batch = whole_batch(self.training.batch_size, len(self.views.train), processes)
-        self.batches = EpochBatches(len(self.views.train), batch, seed=setup.seed)
+        self.batches = EpochBatches(len(self.views.train), batch, seed=setup.seed, sampling=setup.sampling)
         self.per_epoch = self.batches.per_epoch
         self.total = setup.total_steps(self.per_epoch)
         self.spans = stage_spans(self.training, self.total)

@@ -9,7 +9,7 @@ from torch import nn
 
 from bnnconvert.errors import UsageError
 from bnnconvert.train.augment import Choice
-from bnnconvert.train.batches import derive_seed
+from bnnconvert.train.batches import Sampling, derive_seed
 from bnnconvert.train.views import Views
 from bnnconvert.values.recipe import Training
 
@@ -26,6 +26,7 @@ class Setup:
     mixed_precision: Literal["no", "fp16", "bf16"]
     max_steps: int | None
     workers: int
+    sampling: Sampling | None = None
 
     def total_steps(self, per_epoch: int) -> int:
         """Optimizer steps of the whole run."""

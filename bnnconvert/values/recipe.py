@@ -128,6 +128,15 @@ class Loss(Named):
         return self
 
 
+class Ensemble(Section):
+    """How the members of an ensemble come to differ; the rewrite `ensemble` says how many there are."""
+
+    scheme: Literal["bagging", "boosting-a", "boosting-b", "boosting-c", "boosting-d"] = "bagging"
+    """Bagging draws a sample for each member, boosting draws more of what the members before it get wrong."""
+    start: Literal["converted", "previous"] = "converted"
+    """Whether a member starts from the converted network or from the weights of the member before it."""
+
+
 class Training(Section):
     """How to fine-tune."""
 
@@ -153,6 +162,8 @@ class Training(Section):
     batch_norm_batches: Annotated[int, Field(gt=0)] = 50
     """Batches on which batch norm is re-estimated before the first step, at each stage and at the end."""
     batch_norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
+    ensemble: Ensemble | None = None
+    """For the rewrite `ensemble`: each member in turn is trained for all the epochs."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Training":
@@ -198,3 +209,9 @@ class Recipe(Section):
         if isinstance(data, dict) and isinstance(data.get("rewrites"), list):
             data = data | {"rewrites": [{"name": r} if isinstance(r, str) else r for r in data["rewrites"]]}
         return data
+
+    @model_validator(mode="after")
+    def _ensemble_has_members(self) -> "Recipe":
+        if self.training.ensemble is not None and all(named.name != "ensemble" for named in self.rewrites):
+            raise ValueError("`training.ensemble` is about members, which the rewrite 'ensemble' makes; add that")
+        return self

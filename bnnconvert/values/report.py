@@ -46,6 +46,8 @@ class TrainReport:
     held_out_samples: int
     seconds: float
     history: tuple[EpochRecord, ...]
+    members: int = 1
+    """Networks of an ensemble, trained one after another; steps, epochs and seconds are those of all."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ plan.json             decisions per layer
 student.safetensors   the student as converted
 best.safetensors      the student as fine-tuned
 checkpoint.pt, metrics.jsonl, tensorboard/
+members/N/            of an ensemble: the same for each member, whose training is a run of its own
 .lock                 held by the process that changes the run; a killed one lets go of it
 """
 
@@ -24,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from bnnconvert.errors import ArtifactError, UsageError, first_line
 from bnnconvert.values.files import write_text
 
-SUFFIX, LOCK = ".bnn", ".lock"
+SUFFIX, LOCK, MEMBERS = ".bnn", ".lock", "members"
 
 
 class DataRecord(BaseModel):
@@ -78,7 +79,7 @@ class RunDirectory:
     @property
     def has_checkpoint(self) -> bool:
         """Whether fine-tuning has begun."""
-        return self.file("checkpoint.pt").exists()
+        return self.file("checkpoint.pt").exists() or any(self.file(MEMBERS).glob("*/checkpoint.pt"))
 
     @property
     def weights(self) -> Path:

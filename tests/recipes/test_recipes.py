@@ -70,7 +70,7 @@ def test_recipe_goes_the_whole_way(name: str, network: str, tmp_path: Path) -> N
     before = {k: v.clone() for k, v in student.model.state_dict().items()}
     stages = len(student.recipe.training.stages)
     report = bnnconvert.finetune(student, data, epochs=stages, batch_size=28)  # two steps each
-    assert report.steps == 2 * stages
+    assert report.steps == 2 * stages * report.members
     moved = [k for k, v in student.model.state_dict().items() if not torch.equal(v, before[k])]
     assert any(k.endswith("weight") for k in moved)
     exported = bnnconvert.export(student, tmp_path / "m.packed.safetensors")
@@ -104,14 +104,15 @@ def test_converted_student_trains_in_an_ordinary_loop(name: str) -> None:
 def test_what_stays_float_is_what_the_method_says() -> None:
     def kept(name: str) -> set[str]:
         plan = bnnconvert.convert(randomise(Residual()), name).plan
-        return {p.facts.path for p in plan.layers if p.decision == "float"}
+        return {p.facts.path for p in plan.layers if p.decision == "float" and not p.is_copy}
 
     ends_too = {"bnn", "binaryconnect", "lab", "lab2"}
     for name in ends_too:
         assert kept(name) == {"layer2.downsample.0"}
     assert kept("fqn") == set()
     assert kept("groupnet") == {"conv1", "fc"}
-    for name in set(recipe_names()) - ends_too - {"fqn", "groupnet"} - PERCEPTRONS:
+    assert kept("benn") == {"member1.conv1", "member1.fc", "member1.layer2.downsample.0"}
+    for name in set(recipe_names()) - ends_too - {"fqn", "groupnet", "benn"} - PERCEPTRONS:
         assert kept(name) == {"conv1", "fc", "layer2.downsample.0"}
 
 
