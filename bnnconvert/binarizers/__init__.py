@@ -82,6 +82,10 @@ INPUT_BINARIZERS: dict[str, type[InputBinarizer]] = {
 }
 
 
+EXAMPLE_SHAPE = (8, 8, 3, 3)
+"""Of a weight, to look at a recipe's options without a layer; rewrites may still change the layers' shapes."""
+
+
 def build_weight_binarizer(named: Named, shape: tuple[int, ...], *, where: str) -> WeightBinarizer:
     """Weight binarizer for a latent weight of this shape that a rule's `weights` asks for.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from bnnconvert.binarizers import build_input_binarizer, build_weight_binarizer
+from bnnconvert.binarizers import EXAMPLE_SHAPE, build_input_binarizer, build_weight_binarizer
 from bnnconvert.errors import UsageError
 from bnnconvert.exporters.draft import module_bytes
 from bnnconvert.gains import build_gain
@@ -38,9 +38,6 @@ from bnnconvert.values.plan import Plan
 from bnnconvert.values.progress import Progress
 from bnnconvert.values.recipe import Recipe
 from bnnconvert.values.run import SUFFIX, RunDirectory, find_run, new_run
-
-EXAMPLE_SHAPE = (8, 8, 3, 3)
-"""Of a weight, to look at a recipe's options without a model."""
 
 
 def convert(

@@ -5,11 +5,10 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from bnnconvert.binarizers import build_input_binarizer, build_weight_binarizer
+from bnnconvert.binarizers import EXAMPLE_SHAPE, build_input_binarizer, build_weight_binarizer
 from bnnconvert.errors import UsageError
 from bnnconvert.estimators import ESTIMATORS
 from bnnconvert.estimators.base import Estimator
-from bnnconvert.pipeline.convert import EXAMPLE_SHAPE
 from bnnconvert.values.curves import Curves, Moment
 from bnnconvert.values.recipe import Recipe
 

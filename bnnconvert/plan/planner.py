@@ -2,7 +2,7 @@
 
 from difflib import get_close_matches
 
-from bnnconvert.binarizers import build_weight_binarizer
+from bnnconvert.binarizers import EXAMPLE_SHAPE, build_weight_binarizer
 from bnnconvert.errors import RefusalError, UsageError
 from bnnconvert.plan.rules import matches
 from bnnconvert.values.plan import LayerFacts, LayerPlan, Plan
@@ -36,7 +36,7 @@ def _decide(rules: list[Rule], facts: LayerFacts) -> LayerPlan:
     if facts.obstacle is not None:
         return LayerPlan(facts=facts, decision="float", reason=facts.obstacle, rule=index)
     assert rule.weights is not None
-    weights = build_weight_binarizer(rule.weights, facts.weight_shape, where=f"layers[{index}].weights")
+    weights = build_weight_binarizer(rule.weights, EXAMPLE_SHAPE, where=f"layers[{index}].weights")
     return LayerPlan(
         facts=facts,
         decision="weight-only" if rule.inputs is None else "binary",
