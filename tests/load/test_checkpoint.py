@@ -130,7 +130,7 @@ def test_a_trusted_pickle_of_a_script_says_why_it_fails(tmp_path: Path) -> None:
         Enlarged(a=1),
         torch.fx.symbolic_trace(nn.ReLU()),
     ],
-    ids=repr,
+    ids=lambda value: getattr(value, "__qualname__", type(value).__name__),
 )
 def test_foreign_names_are_refused_wherever_they_are(tmp_path: Path, value: object) -> None:
     torch.save(with_attribute(value), tmp_path / "model.pt")
