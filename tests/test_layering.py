@@ -68,7 +68,7 @@ def test_imports_go_down(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("package", "only"),
-    [("rich", {"cli/render.py"}), ("typer", {"cli"}), ("accelerate", {"train"}), ("matplotlib", {"report/curves.py"})],
+    [("rich", {"cli/render.py"}), ("typer", {"cli"}), ("accelerate", {"train"}), ("matplotlib", {"report/figure.py"})],
     ids=["rich", "typer", "accelerate", "matplotlib"],
 )
 def test_only_one_place_imports(package: str, only: set[str]) -> None:

@@ -31,6 +31,7 @@ class AdabinWeight(WeightBinarizer):
     """Mean of each filter plus or minus its deviation."""
 
     source: ClassVar[str] = SOURCE
+    plane_count = 2
 
     def __init__(self, *, estimator: Estimator, epsilon: Annotated[float, Field(gt=0)] = 1e-12) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from bnnconvert.errors import UsageError, first_line
+from bnnconvert.report.figure import new_figure
 from bnnconvert.values.curves import Curves, Moment
 
 STEEP = 20.0
@@ -15,13 +16,7 @@ def draw_curves(curves: list[Curves], path: Path, *, title: str) -> None:
 
     Raises: UsageError without matplotlib, or where the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UsageError(
-            "--plot needs matplotlib, which is not installed; install it with pip install matplotlib."
-        ) from None
-    figure = Figure(figsize=(10, 3.2 * len(curves) + 0.4), layout="constrained")
+    figure = new_figure(width=10, height=3.2 * len(curves) + 0.4)
     figure.suptitle(title)
     for row, (left, right) in zip(curves, figure.subplots(len(curves), 2, squeeze=False), strict=True):
         _forward(left, row)
