@@ -111,8 +111,7 @@ class Compiler:
         """What an operation on each number makes of a value, in the chain of the step that makes the value."""
         step = before.step
         if step is None or self.top[step] is not before or self.is_late(op.image, step):
-            step = Step(StepKind.MAP, self.layer, input=self.stored(before))
-            self.start(step, Made(before.shape))
+            step = self.continued(before)
         elif self.is_used_later(before):
             self.stored(before)
         if op.code == Code.AFFINE and step.chain and step.chain[-1].code == Code.AFFINE:
@@ -121,6 +120,17 @@ class Compiler:
             step.chain.append(op)
         self.top[step] = after = Made(before.shape, step=step)
         return after
+
+    def continued(self, before: Made) -> Step:
+        """A new step whose chain begins with a value."""
+        step = Step(StepKind.MAP, self.layer, input=self.stored(before))
+        self.start(step, Made(before.shape))
+        return step
+
+    def ending_with(self, made: Made) -> Step:
+        """The step whose chain holds a value last, begun now if there is none."""
+        step = made.step
+        return self.continued(made) if step is None or self.top[step] is not made else step
 
     def stored(self, made: Made) -> Image:
         """The image that holds a value, made now if there is none."""

@@ -57,9 +57,7 @@ def encode(c: Compiler, node: Node) -> Made:
             falling = np.packbits(np.pad(starts[0], (0, -x.channels % 32)), bitorder="little")
             step.kind, step.input, step.output, step.weights = StepKind.POOL_BITS, early, bits, falling
             return made
-    if step is None or c.top[step] is not x:
-        step = Step(StepKind.MAP, c.layer, input=c.stored(x))
-        c.start(step, Made(x.shape))
+    step = c.ending_with(x)
     none = NONE_INT if thresholds.dtype == np.int32 else np.inf
     # Nothing compares with a NaN: a threshold that stands for none must not count infinity either.
     values = np.where(rows == none, np.nan, rows.astype(np.float32)).transpose(0, 2, 1)
@@ -139,14 +137,12 @@ def _binary(
 def quantize(c: Compiler, node: Node) -> Made:
     """Bytes, which the way in or the chain of the step that makes the number writes."""
     x = c.value(node.arguments["x"])
-    step, factor = x.step, number(node.arguments["factor"])
+    factor = number(node.arguments["factor"])
     source = next((s for s in c.steps if s.kind == StepKind.INPUT and s.output is x.image), None)
     if source is not None and not c.is_read(x.image) and not c.is_used_later(x):
         source.output, source.factor = Image(Kind.BYTES, x.channels, *x.size), factor
         return Made(x.shape, image=source.output)
-    if step is None or c.top[step] is not x:
-        step = Step(StepKind.MAP, c.layer, input=c.stored(x))
-        c.start(step, Made(x.shape))
+    step = c.ending_with(x)
     image = Image(Kind.BYTES, x.channels, *x.size)
     step.chain.append(Op(Code.QUANTIZE, image, low=factor))
     return Made(x.shape, image=image)
@@ -568,11 +564,7 @@ def cat(c: Compiler, node: Node) -> Made:
     made = Made((sum(x.channels for x in operands), *first.shape[1:]))
     made.image, channel = Image(Kind.FLOATS, made.channels, *made.size), 0
     for x in operands:
-        step = x.step
-        if step is None or c.top[step] is not x:
-            step = Step(StepKind.MAP, c.layer, input=c.stored(x))
-            c.start(step, Made(x.shape))
-        step.chain.append(Op(Code.STORE, made.image, channel=channel))
+        c.ending_with(x).chain.append(Op(Code.STORE, made.image, channel=channel))
         channel += x.channels
     return made
 

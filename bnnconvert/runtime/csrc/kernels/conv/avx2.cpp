@@ -253,11 +253,6 @@ struct Bytes {
     static BNN_INLINE void store(const Sum& sum, void* out) { store_pair(sum, out); }
 };
 
-template <int P, int Q>
-constexpr ConvTile byte_tile(const char* name) {
-    return {Dot::bytes, name, P, Q, accumulate<Bytes, P, Q>, nullptr};
-}
-
 }  // namespace
 
 const ConvTile kConvAvx2[] = {
@@ -266,7 +261,7 @@ const ConvTile kConvAvx2[] = {
     binary_tile<Binary, 4, 1>("4x1"),   binary_tile<Binary, 1, 2>("1x2"),
     float_tile<FloatDot, 6, 1>("6x1"),
     float_tile<FloatDot, 3, 2>("3x2"),  float_tile<FloatDot, 1, 4>("1x4"),
-    byte_tile<4, 1>("4x1"),                   byte_tile<2, 2>("2x2"),
+    byte_tile<Bytes, 4, 1>("4x1"),                   byte_tile<Bytes, 2, 2>("2x2"),
     signs_tile<Signs, 1, 2>("sign 1x2"),
 };
 

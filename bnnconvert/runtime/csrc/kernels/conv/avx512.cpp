@@ -164,11 +164,6 @@ struct Signs {
     }
 };
 
-template <int P, int Q>
-constexpr ConvTile byte_tile(const char* name) {
-    return {Dot::bytes, name, P, Q, accumulate<Bytes, P, Q>, nullptr};
-}
-
 }  // namespace
 
 const ConvTile kConvAvx512[] = {
@@ -178,8 +173,8 @@ const ConvTile kConvAvx512[] = {
     CarrySave::tile<1, 8>("carry-save 1x8"),      binary_tile<Binary, 1, 8>("plain 1x8"),
     binary_tile<Binary, 12, 1>("plain 12x1"), float_tile<FloatDot, 6, 4>("6x4"),
     float_tile<FloatDot, 12, 2>("12x2"),    float_tile<FloatDot, 14, 1>("14x1"),
-    float_tile<FloatDot, 1, 8>("1x8"),      byte_tile<6, 4>("6x4"),
-    byte_tile<12, 2>("12x2"),                     byte_tile<14, 1>("14x1"),
+    float_tile<FloatDot, 1, 8>("1x8"),      byte_tile<Bytes, 6, 4>("6x4"),
+    byte_tile<Bytes, 12, 2>("12x2"),                     byte_tile<Bytes, 14, 1>("14x1"),
     signs_tile<Signs, 2, 8>("choice 2x8"),  signs_tile<Signs, 4, 4>("choice 4x4"),
     signs_tile<Signs, 1, 8>("choice 1x8"),
 };

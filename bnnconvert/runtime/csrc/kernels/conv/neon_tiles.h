@@ -106,11 +106,6 @@ struct Bytes {
     static BNN_INLINE void store(const Sum& sum, void* out) { store_quad(sum, out); }
 };
 
-template <int P, int Q>
-constexpr ConvTile byte_tile(const char* name) {
-    return {Dot::bytes, name, P, Q, accumulate<Bytes, P, Q>, nullptr};
-}
-
 }  // namespace
 }  // namespace bnn
 
@@ -118,4 +113,4 @@ constexpr ConvTile byte_tile(const char* name) {
     binary_tile<Binary, 4, 1>("4x1"), binary_tile<Binary, 2, 2>("2x2"),                                \
         binary_tile<Binary, 1, 2>("1x2"), float_tile<FloatDot, 6, 1>("6x1"),                          \
         float_tile<FloatDot, 3, 2>("3x2"), float_tile<FloatDot, 1, 4>("1x4"),                         \
-        byte_tile<4, 1>("4x1"), byte_tile<2, 2>("2x2")
+        byte_tile<Bytes, 4, 1>("4x1"), byte_tile<Bytes, 2, 2>("2x2")

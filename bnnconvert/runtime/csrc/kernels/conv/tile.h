@@ -116,6 +116,12 @@ constexpr ConvTile float_tile(const char* name) {
     return {Dot::float32, name, P, Q, accumulate<D, P, Q>, nullptr};
 }
 
+template <class D, int P, int Q>
+constexpr ConvTile byte_tile(const char* name) {
+    static_assert(P <= kMaxTilePixels && Q <= kMaxTileBlocks);
+    return {Dot::bytes, name, P, Q, accumulate<D, P, Q>, nullptr};
+}
+
 // A tile of signs from a class that adds the 32 inputs of a word to the sums of all of its blocks.
 template <class D, int P, int Q>
 void accumulate_signs(const Window& window, const uint32_t* w, void* out) {
