@@ -9,6 +9,7 @@ OUT/NAME.packed.safetensors
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from bnnconvert.values.comparison import ComparedRecipe, Comparison, Conditions,
 from bnnconvert.values.data import Data
 from bnnconvert.values.files import write_text
 from bnnconvert.values.progress import Progress, Silent
+from bnnconvert.values.recipe import Recipe
 from bnnconvert.values.report import VerifyReport
 
 
@@ -61,23 +63,24 @@ def compare(
     Raises: UsageError for wrong names, and for a folder that holds a comparison under other conditions.
     """
     told, out = progress or Silent(), Path(out)
-    texts = _texts(recipes)
+    entries = _entries(recipes)
     loaded = load_data(data, mean=mean, std=std)
     if loaded.test is None:
         raise UsageError(f"{data}: has no test set, on which recipes are compared; add test/ or val/.")
     original = load_model(spec, model=model, trust_pickle=trust_pickle)
     conditions = Conditions(source=spec, source_sha256=original.sha256, data=data, epochs=epochs, seed=seed)
     _claim(out, conditions)
+    known = {name: _known(out, name, entry.sha256) for name, entry in entries.items()}
     done = []
-    for number, (name, text) in enumerate(texts.items(), start=1):
-        found = _result(out, name, text)
+    for number, (name, entry) in enumerate(entries.items(), start=1):
+        found = known[name]
         if found is None:
-            told.note(f"{name} ({number} of {len(texts)})")
+            told.note(f"{name} ({number} of {len(entries)})")
             try:
                 student = _run(
                     out / f"{name}.bnn",
                     spec,
-                    text,
+                    entry,
                     model,
                     trust_pickle,
                     input_shape=input_shape,
@@ -85,9 +88,9 @@ def compare(
                     mean=mean,
                     std=std,
                 )
-                found = _measure(student, name, text, loaded, epochs, seed, device, progress=told)
+                found = _measure(student, name, entry.sha256, loaded, epochs, seed, device, progress=told)
             except RefusalError as refusal:
-                found = ComparedRecipe(recipe=name, recipe_sha256=_sha256(text), figures=None, refusal=str(refusal))
+                found = ComparedRecipe(recipe=name, recipe_sha256=entry.sha256, figures=None, refusal=str(refusal))
             write_text(out / f"{name}.json", found.model_dump_json(indent=2) + "\n")
         done.append(found)
     own, times = speeds(original.module, {r.recipe: out / f"{r.recipe}{PACKED_SUFFIX}" for r in done}, loaded)
@@ -103,17 +106,25 @@ def compare(
     return comparison
 
 
-def _texts(recipes: Sequence[str]) -> dict[str, str]:
-    """Text of each recipe by its name, every one checked before anything is trained."""
-    texts: dict[str, str] = {}
+@dataclass(frozen=True)
+class _Entry:
+    """A recipe as it was given, and what it asks for."""
+
+    text: str
+    sha256: str
+
+
+def _entries(recipes: Sequence[str]) -> dict[str, _Entry]:
+    """Each recipe by its name, every one checked before anything is trained."""
+    entries: dict[str, _Entry] = {}
     for given in recipes:
         text = recipe_text(given)
         recipe = parse_recipe(text, where=given)
         check_recipe(recipe)
-        if recipe.name in texts:
+        if recipe.name in entries:
             raise UsageError(f"--recipes: {recipe.name!r} comes twice; give each recipe a name of its own.")
-        texts[recipe.name] = text
-    return texts
+        entries[recipe.name] = _Entry(text, _sha256(recipe))
+    return entries
 
 
 def _claim(out: Path, conditions: Conditions) -> None:
@@ -140,32 +151,39 @@ def _claim(out: Path, conditions: Conditions) -> None:
     write_text(file, conditions.model_dump_json(indent=2) + "\n")
 
 
-def _run(run: Path, spec: str, text: str, model: str | None, trust_pickle: bool, **options: Any) -> Student:
+def _run(run: Path, spec: str, entry: _Entry, model: str | None, trust_pickle: bool, **options: Any) -> Student:
     """The recipe's run, made from the text that was checked where there is none yet."""
     if (run / "run.json").exists():
         return open_run(run)
     file = run.with_suffix(".toml")
-    write_text(file, text)
+    write_text(file, entry.text)
     return convert_model(spec, str(file), model=model, trust_pickle=trust_pickle, out=run, **options)
 
 
-def _result(out: Path, name: str, text: str) -> ComparedRecipe | None:
-    file = out / f"{name}.json"
+def _known(out: Path, name: str, sha256: str) -> ComparedRecipe | None:
+    """The recipe's result, if it has one; what there is must have been made with the same settings."""
+    file, recipe = out / f"{name}.json", out / f"{name}.bnn" / "recipe.toml"
+    if recipe.exists():
+        _same(recipe, _sha256(parse_recipe(recipe.read_text(), where=str(recipe))), name, sha256)
     if not file.exists():
         return None
     try:
         found = ComparedRecipe.model_validate_json(file.read_bytes())
     except ValidationError as error:
         raise UsageError(f"{file}: cannot be read ({first_line(error)}); remove it to measure {name} again.") from error
-    if found.recipe_sha256 != _sha256(text):
-        raise UsageError(f"{file}: was made with another text of recipe {name!r}; choose another folder with --out.")
+    _same(file, found.recipe_sha256, name, sha256)
     return found
+
+
+def _same(file: Path, was: str, name: str, sha256: str) -> None:
+    if was != sha256:
+        raise UsageError(f"{file}: was made with other settings of recipe {name!r}; choose another folder with --out.")
 
 
 def _measure(
     student: Student,
     name: str,
-    text: str,
+    sha256: str,
     data: Data,
     epochs: int | None,
     seed: int,
@@ -207,7 +225,7 @@ def _measure(
                 "file_bytes": exported.file_bytes,
             }
         )
-    return ComparedRecipe(recipe=name, recipe_sha256=_sha256(text), figures=figures, refusal=refusal)
+    return ComparedRecipe(recipe=name, recipe_sha256=sha256, figures=figures, refusal=refusal)
 
 
 def _converted(student: Student, data: Data, device: str | None) -> float:
@@ -238,5 +256,7 @@ def _accuracy(model: nn.Module, data: Data, device: str | None) -> float:
         model.cpu()
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _sha256(recipe: Recipe) -> str:
+    """Of what a recipe asks for; its comments, and what it says about itself, may change."""
+    asked = recipe.model_dump_json(exclude={"title", "source", "summary"}, exclude_defaults=True)
+    return hashlib.sha256(asked.encode()).hexdigest()

@@ -52,8 +52,15 @@ def test_recipes_are_compared_and_go_on_where_they_were_stopped(compared: Shell)
 
     refused = compared.refused(*LINE[:5], "2", *LINE[6:], "xnor", code=2)
     assert "holds a comparison with epochs 1, not 2" in refused
-    Path("wrong.toml").write_text(Path("wrong.toml").read_text() + "\n# another text\n")
-    assert "another text of recipe 'wrong'" in compared.refused(*LINE, "wrong.toml", code=2)
+    text = Path("wrong.toml").read_text()
+    Path("wrong.toml").write_text(text + "\n# a comment\n")
+    compared.json(*LINE, "wrong.toml")
+    Path("wrong.toml").write_text(text.replace("nothing is wanted here", "something else"))
+    assert "other settings of recipe 'wrong'" in compared.refused(*LINE, "wrong.toml", code=2)
+    Path("compare/xnor.json").unlink()
+    recipe = Path("compare/xnor.bnn/recipe.toml")
+    recipe.write_text(recipe.read_text() + "\n[checks]\ndead_channels = 0.9\n")
+    assert "other settings of recipe 'xnor'" in compared.refused(*LINE, "xnor", code=2)
 
 
 def test_wrong_words_are_refused_before_anything_is_written(shell: Shell) -> None:
