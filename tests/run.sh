@@ -35,4 +35,5 @@ export PATH="$venv/bin:$PATH"
 ruff check .
 ruff format --check .
 mypy
-pytest "$@"
+# One process per core; -n 0 runs them in this one.
+pytest -n auto --dist worksteal "$@"
