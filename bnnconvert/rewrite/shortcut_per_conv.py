@@ -23,7 +23,6 @@ from bnnconvert.graph import (
     is_call_of,
     only_user,
     shape_of,
-    skip_back,
 )
 from bnnconvert.layers.conv2d import BinaryConv2d
 from bnnconvert.rewrite.base import RETRAIN, Promise, Refusal, Rewrite, Site
@@ -81,14 +80,21 @@ def _block(graph: GraphModule, add: Node) -> _Block | None:
         convs: list[Node] = []
         node = main
         while True:
-            node = skip_back(graph, node, (*BATCH_NORMS, *ACTIVATIONS, *PASS_THROUGH))
-            if not is_call_of(graph, node, BinaryConv2d) or only_user(_unit_end(graph, node)) is None:
+            node = _skip_back_to(graph, node, side)
+            if node is side or not is_call_of(graph, node, BinaryConv2d) or only_user(_unit_end(graph, node)) is None:
                 break
             convs.append(node)
             node = input_of(node)
         if len(convs) > 1:
             return _Block(add, side, convs[::-1])
     return None
+
+
+def _skip_back_to(graph: GraphModule, node: Node, goal: Node) -> Node:
+    """First node at or before `node` that is `goal`, or no batch norm, activation or dropout."""
+    while node is not goal and is_call_of(graph, node, (*BATCH_NORMS, *ACTIVATIONS, *PASS_THROUGH)):
+        node = input_of(node)
+    return node
 
 
 def _block_sites(graph: GraphModule, block: _Block) -> Iterator[Site | Refusal]:

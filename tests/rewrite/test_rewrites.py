@@ -253,6 +253,18 @@ def test_a_plain_chain_gets_shortcuts_where_shapes_agree() -> None:
     assert "3: no identity shortcut fits" in plan.rewrites[1].refusals[0]
 
 
+def test_a_shortcut_that_the_rewrite_has_made_is_not_taken_for_the_models_own() -> None:
+    # 4: unequal channels; 7 and 10 get shortcuts, the first of them right behind 4.
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()]
+    for inputs in (8, 16, 16):
+        layers += [nn.Conv2d(inputs, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+    graph, plan = rewritten(module, '"binarize"', '"shortcut-per-conv"')
+    assert counts(plan)["shortcut-per-conv"] == 2
+    adds = [node for node in graph.graph.nodes if node.target is operator.add]
+    assert [[str(part.target) for part in add.all_input_nodes] for add in adds] == [["7", "5"], ["10", "8"]]
+
+
 def test_a_block_whose_convolutions_give_unequal_shapes_is_refused_whole() -> None:
     class Bottleneck(nn.Module):
         def __init__(self) -> None:
