@@ -81,7 +81,7 @@ def convert(
         made = reconstruct(student, teacher, loaded, recipe.training, images=calibrate, progress=progress)
         notes = (*notes, _calibrated(made))
     elif loaded is not None:
-        prepare(student, calibration_batches(loaded))
+        prepare(student, calibration_batches(loaded), frozen=recipe.training.keeps_statistics)
     plan = changed(plan, warnings=warnings, predicted_bytes=predicted_bytes(student, plan, probe[0]))
     return Student(
         student,

@@ -7,7 +7,7 @@ those before it, and batch norm is re-estimated at the end.
 from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +17,25 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnnconvert.binarizers.base import InputBinarizer
 
 
-def prepare(student: nn.Module, batches: Iterable[Tensor]) -> None:
+def prepare(student: nn.Module, batches: Iterable[Tensor], *, frozen: bool = False) -> None:
     """Calibrate the input binarizers on the first batch, then re-estimate batch norm on all of them.
+
+    A batch norm that is `frozen` at the float network's statistics keeps them.
 
     Shapes: batches of (N, C, ...), the student's input.
     """
     rest = iter(batches)
     first = next(rest)
-    calibrate_inputs(student, first)
-    reestimate_batch_norm(student, chain([first], rest))
+    calibrate_inputs(student, first, frozen=frozen)
+    if not frozen:
+        reestimate_batch_norm(student, chain([first], rest))
 
 
 @torch.no_grad()
-def calibrate_inputs(student: nn.Module, x: Tensor) -> None:
-    """Let every input binarizer set its starting values from what reaches it; batch norm uses the batch's statistics.
+def calibrate_inputs(student: nn.Module, x: Tensor, *, frozen: bool = False) -> None:
+    """Let every input binarizer set its starting values from what reaches it.
+
+    Batch norm uses the batch's statistics, unless it is `frozen` at the float network's.
 
     Shapes: x (N, C, ...), the student's input.
     """
@@ -47,7 +52,8 @@ def calibrate_inputs(student: nn.Module, x: Tensor) -> None:
     before = {path: module.training for path, module in student.named_modules()}
     statistics = {name: buffer.clone() for name, buffer in _statistics(student)}
     try:
-        student.train()(x)
+        train_mode(student, frozen=frozen)
+        student(x)
     finally:
         for handle in handles:
             handle.remove()
@@ -63,7 +69,7 @@ def reestimate_batch_norm(student: nn.Module, batches: Iterable[Tensor]) -> None
 
     Shapes: batches of (N, C, ...), the student's input.
     """
-    norms = [m for m in student.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    norms = [m for m in student.modules() if isinstance(m, _BatchNorm) and _is_norm(m)]
     if not norms:
         return
     before: dict[nn.Module, tuple[bool, Any]] = {norm: (norm.training, norm.momentum) for norm in norms}
@@ -83,11 +89,19 @@ def reestimate_batch_norm(student: nn.Module, batches: Iterable[Tensor]) -> None
             module.training = was_training[path]
 
 
-def set_batch_norm_momentum(student: nn.Module, momentum: float) -> None:
-    """Let running statistics follow the batches at this pace."""
+def set_batch_norm_momentum(student: nn.Module, momentum: float | Literal["cumulative"]) -> None:
+    """Let running statistics follow the batches at this pace, or be their plain average."""
     for module in student.modules():
         if isinstance(module, _BatchNorm):
-            module.momentum = momentum
+            module.momentum = None if momentum == "cumulative" else momentum
+
+
+def train_mode(student: nn.Module, *, frozen: bool) -> None:
+    """Set training mode; a `frozen` batch norm takes its running statistics and leaves them alone."""
+    student.train()
+    for module in student.modules():
+        if frozen and _is_norm(module):
+            module.eval()
 
 
 def _statistics(student: nn.Module) -> Iterable[tuple[str, Tensor]]:

@@ -11,12 +11,14 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from bnnconvert.errors import ArtifactError, UsageError
 from bnnconvert.train.latent import held_weights, restore_held
 from bnnconvert.train.metrics import Tally
 from bnnconvert.values.files import atomic_write
+from bnnconvert.values.recipe import Training
 from bnnconvert.values.report import DeadChannels, EpochRecord
 
 FORMAT = 2
@@ -67,6 +69,7 @@ def load_checkpoint(path: Path, settings: dict[str, Any]) -> tuple[State, dict[s
         raise ArtifactError(
             f"{path}: format {content['format']}, this version reads {FORMAT}; use the version it is of."
         )
+    made_with["training"] = _completed(made_with["training"])
     environment, now = made_with.pop("environment"), settings["environment"]
     same = {key: value for key, value in settings.items() if key != "environment"}
     if changed := differences(made_with, same):
@@ -80,6 +83,14 @@ def load_checkpoint(path: Path, settings: dict[str, Any]) -> tuple[State, dict[s
     ]
     state = State(**plain | {"tally": Tally(**plain["tally"]), "history": history, "signs": content["signs"]})
     return state, content["parts"], differences(environment, now)
+
+
+def _completed(training: Any) -> Any:
+    """A checkpoint's training section with the defaults of keys that are newer than it."""
+    try:
+        return Training.model_validate(training).model_dump(mode="json")
+    except ValidationError:
+        return training
 
 
 def collect_parts(networks: list[nn.Module], optimizer: Any, scaler: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from bnnconvert.train.batches import (
     train_loader,
     whole_batch,
 )
-from bnnconvert.train.calibrate import calibrate_inputs, reestimate_batch_norm, set_batch_norm_momentum
+from bnnconvert.train.calibrate import calibrate_inputs, reestimate_batch_norm, set_batch_norm_momentum, train_mode
 from bnnconvert.train.checkpoint import State, collect_parts, restore_parts
 from bnnconvert.train.diagnose import refuse_bad_parameters
 from bnnconvert.train.engine import engine, has_unused_parameters, share_buffers
@@ -248,13 +248,13 @@ class FineTuning:
         end = min((epoch + 1) * self.per_epoch, self.total)
         advance_schedules(self.student, epoch * self.per_epoch / self.total)
         self.batches.go_to(epoch, done)
-        self.student.train()
+        train_mode(self.student, frozen=self.training.batch_norm_frozen)
         clock = time.monotonic()
         for images, labels in self.loader:
             span = span_at(self.spans, state.step)
             if span.index > state.stage:
                 self._begin_stage(span)
-                self.student.train()
+                train_mode(self.student, frozen=self.training.batch_norm_frozen)
             x = to_input(self.step.augmented(images, state.step), self.views.data)
             self.step(x, labels, state, first_epoch=epoch == 0)
             state.step += 1
@@ -326,9 +326,12 @@ class FineTuning:
 
     def _calibrate(self) -> None:
         torch.manual_seed(derive_seed(self.setup.seed, "calibrate"))
-        calibrate_inputs(self.student, next(self.views.clean_batches(1, self.batches.batch_size)))
+        x = next(self.views.clean_batches(1, self.batches.batch_size))
+        calibrate_inputs(self.student, x, frozen=self.training.keeps_statistics)
 
     def _reestimate(self) -> None:
+        if self.training.batch_norm_batches == 0:
+            return
         batches = self.views.clean_batches(self.training.batch_norm_batches, self.batches.batch_size)
         reestimate_batch_norm(self.student, batches)
 

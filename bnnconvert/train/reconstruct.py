@@ -65,7 +65,7 @@ def reconstruct(
         raise UsageError(f"{images} images are too few to calibrate on; give {LEAST} or more.")
     steps = steps or STEPS
     seen = _without_labels(teacher, data, images, seed)
-    prepare(student, _batches(seen))
+    prepare(student, _batches(seen), frozen=training.keeps_statistics)
     fitted = _fit(student, teacher, to_input(seen.train.batch(torch.arange(min(FITTED, len(seen.train))))[0], seen))
     per_epoch = max(1, math.floor(len(seen.train) * (1 - HELD_OUT)) // BATCH)
     report = finetune(

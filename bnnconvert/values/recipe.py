@@ -159,11 +159,19 @@ class Training(Section):
     """Bits of the gradients that come to binary layers, to see what integer training would do; no faster for it."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Part of the training data that is held out to choose the best checkpoint."""
-    batch_norm_batches: Annotated[int, Field(gt=0)] = 50
-    """Batches on which batch norm is re-estimated before the first step, at each stage and at the end."""
-    batch_norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
+    batch_norm_batches: Annotated[int, Field(ge=0)] = 50
+    """Batches on which batch norm is re-estimated before the first step, at each stage and at the end; 0: never."""
+    batch_norm_momentum: Annotated[float, Field(gt=0, le=1)] | Literal["cumulative"] = 0.1
+    """Weight of a new batch in the running statistics; or their plain average since they were last re-estimated."""
+    batch_norm_frozen: bool = False
+    """Whether batch norm trains with its running statistics, which then move only where they are re-estimated."""
     ensemble: Ensemble | None = None
     """For the rewrite `ensemble`: each member in turn is trained for all the epochs."""
+
+    @property
+    def keeps_statistics(self) -> bool:
+        """Whether batch norm stays at the statistics that it had in the float network."""
+        return self.batch_norm_frozen and self.batch_norm_batches == 0
 
     @model_validator(mode="after")
     def _consistent(self) -> "Training":

@@ -71,3 +71,12 @@ def test_without_calibration_the_first_batch_sets_the_range() -> None:
     binarizer = FqnInput(2, quantile=1.0).train()
     binarizer(torch.tensor([[-4.0, 8.0]]))
     assert binarizer.bounds.tolist() == [-4, 8]
+
+
+def test_a_frozen_batch_norm_passes_through_the_quantizer_of_weights() -> None:
+    """Folded first and quantized then, or the other way round, whatever the sign of the factor."""
+    weight = torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
+    factor = torch.tensor([[3.0], [0.01], [-1.5], [-0.2], [1.0], [-7.0]])
+    for bits in (1, 2, 4, 8):
+        quantizer = FqnWeight(bits=bits)
+        torch.testing.assert_close(quantizer(weight * factor), quantizer(weight) * factor)

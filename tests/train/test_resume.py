@@ -127,6 +127,19 @@ def test_changed_settings_are_refused_with_what_changed(tmp_path: Path) -> None:
         run(tmp_path, resume=True, seed=4)
 
 
+def test_a_checkpoint_that_is_older_than_a_key_has_its_default(tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        run(tmp_path, progress=StopAt(7))
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    settings = json.loads(content["settings"])
+    del settings["training"]["batch_norm_frozen"]
+    torch.save(content | {"settings": json.dumps(settings)}, tmp_path / "checkpoint.pt")
+    with pytest.raises(UsageError, match=r"training\.batch_norm_frozen was False and is True"):
+        run(tmp_path, training={"batch_norm_frozen": True}, resume=True)
+    resumed, _ = run(tmp_path, resume=True)
+    assert same_weights(resumed, run()[0])
+
+
 def test_another_environment_is_named_but_not_refused(tmp_path: Path) -> None:
     with pytest.raises(Stop):
         run(tmp_path, progress=StopAt(7))
