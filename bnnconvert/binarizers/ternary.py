@@ -33,11 +33,7 @@ class TernaryWeight(WeightBinarizer):
 
     def planes(self, weight: Tensor) -> list[Plane]:
         kept, scale = self._kept(weight.detach())
-        positive = (weight >= 0) & kept
-        return [
-            Plane(positive.logical_or(~kept).to(weight) * 2 - 1, scale / 2),
-            Plane(positive.to(weight) * 2 - 1, scale / 2),
-        ]
+        return ternary_planes(weight, kept, scale / 2)
 
     def forward(self, weight: Tensor) -> Tensor:
         kept, scale = self._kept(weight.detach())
@@ -58,3 +54,9 @@ def _optimal(size: Tensor) -> Tensor:
     count = torch.arange(1, size.shape[1] + 1, device=size.device)
     best = (ordered.cumsum(dim=1).square() / count).argmax(dim=1, keepdim=True)
     return ordered.gather(1, best)
+
+
+def ternary_planes(weight: Tensor, kept: Tensor, half: Tensor) -> list[Plane]:
+    """Planes of sign(weight) where it is kept and 0 elsewhere, times twice `half`. Shapes: half (O,)."""
+    positive = (weight >= 0) & kept
+    return [Plane(positive.logical_or(~kept).to(weight) * 2 - 1, half), Plane(positive.to(weight) * 2 - 1, half)]
