@@ -208,7 +208,8 @@ class FineTuning:
 
     def _stateful(self) -> list[nn.Module]:
         """What a checkpoint holds the state of."""
-        return self.networks if self.gradients is None else [*self.networks, self.gradients]
+        gradients = [] if self.gradients is None else [self.gradients]
+        return [*self.networks, *gradients, *self.objective.memories]
 
     def _begin_run(self) -> None:
         """Calibrate the binary student, measure it, then begin the first stage."""

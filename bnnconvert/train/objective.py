@@ -63,6 +63,8 @@ class Objective:
         except UsageError:
             self.close()
             raise
+        self.memories = [memory.to(device) for loss in self.terms if (memory := loss.memory()) is not None]
+        """What the terms gather over the run; a checkpoint needs it."""
 
     def __call__(
         self, forward: Callable[[Tensor], Any], x: Tensor, labels: Tensor, *, progress: float, check: bool

@@ -45,9 +45,25 @@ def joint(folder: Path | None) -> tuple[torch.nn.Module, float]:
     return student, report.held_out_accuracy
 
 
+def margin(folder: Path | None) -> tuple[torch.nn.Module, float]:
+    """A run whose loss gathers the centres of the classes."""
+    losses = [{"name": "cross-entropy"}, {"name": "rotation-margin", "scale": 4.0}]
+    student, report = run(
+        folder,
+        student=make_student(norm=False, drop=0.0),
+        teacher=make_teacher(norm=False, drop=0.0),
+        training=EXACT | {"losses": losses},
+        max_steps=6,
+    )
+    return student, report.held_out_accuracy
+
+
+RUNS = {"plain": plain, "staged": staged, "joint": joint, "margin": margin}
+
+
 if __name__ == "__main__":
     out, rank = Path(sys.argv[1]), os.environ.get("RANK", "0")
-    for name, made in (("plain", plain(out / "plain")), ("staged", staged(out / "staged")), ("joint", joint(None))):
-        student, accuracy = made
+    for name, made in RUNS.items():
+        student, accuracy = made(out / name)
         torch.save(student.state_dict(), out / f"{name}-{rank}.pt")
         (out / f"{name}-{rank}.json").write_text(json.dumps(accuracy))

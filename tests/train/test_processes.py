@@ -12,7 +12,7 @@ from bnnconvert.train import evaluate_samples
 from bnnconvert.train.engine import has_unused_parameters
 from bnnconvert.train.schedule import stage_spans
 from bnnconvert.train.views import Views
-from tests.train.processes import EXACT, joint, plain
+from tests.train.processes import EXACT, RUNS, joint, margin, plain
 from tests.train.toys import STAGES, make_data, make_student, make_training, run
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["plain", "staged", "joint"])
+@pytest.mark.parametrize("name", RUNS)
 def test_processes_end_with_the_same_bits_and_the_same_accuracy(two: Path, name: str) -> None:
     first, second = (torch.load(two / f"{name}-{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first.keys() == second.keys()
@@ -41,7 +41,7 @@ def test_processes_end_with_the_same_bits_and_the_same_accuracy(two: Path, name:
     assert (two / f"{name}-0.json").read_text() == (two / f"{name}-1.json").read_text()
 
 
-@pytest.mark.parametrize("made", [plain, joint])
+@pytest.mark.parametrize("made", [plain, joint, margin])
 def test_two_processes_train_as_one_does(two: Path, made: Callable[[None], tuple[torch.nn.Module, float]]) -> None:
     student, accuracy = made(None)
     state = torch.load(two / f"{made.__name__}-0.pt", weights_only=True)

@@ -11,6 +11,7 @@ from bnnconvert.train.losses.feature_match import FeatureMatch
 from bnnconvert.train.losses.lipschitz import Lipschitz
 from bnnconvert.train.losses.mutual import Mutual
 from bnnconvert.train.losses.rad import Rad
+from bnnconvert.train.losses.rotation_margin import RotationMargin
 from bnnconvert.train.losses.scale_regularizer import ScaleRegularizer
 from bnnconvert.train.losses.sine_regularizer import SineRegularizer
 
@@ -27,6 +28,7 @@ LOSSES: dict[str, type[Loss]] = {
     "mutual": Mutual,
     "admm": Admm,
     "lipschitz": Lipschitz,
+    "rotation-margin": RotationMargin,
 }
 
 __all__ = ["LOSSES", "Loss", "Outputs"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Outputs:
-    """What student and teacher made of one batch; features are by module path.
+    """What student and teacher made of one batch; features are by name.
 
     Shapes: logits and teacher_logits (N, classes), labels (N,).
     """
@@ -29,7 +29,7 @@ class Loss(ABC):
     needs_teacher: ClassVar[bool] = True
 
     def features(self, student: nn.Module, teacher: nn.Module) -> list[str]:
-        """Paths of the modules whose outputs the loss compares; none by default.
+        """Names of the features that the loss compares, paths for outputs of modules; none by default.
 
         Raises: UsageError where a path of the recipe is in neither model.
         """
@@ -40,6 +40,10 @@ class Loss(ABC):
 
         Raises: UsageError where the student has nothing that the term is about.
         """
+
+    def memory(self) -> nn.Module | None:
+        """What the term gathers over the run, as buffers for a checkpoint; nothing by default."""
+        return None
 
     def begin_pass(self) -> None:
         """Look at the student's next forward pass, whose outputs the loss will be called with."""
