@@ -8,11 +8,15 @@ The layers, the packed format and the kernels know planes only, so a method is o
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import hardtanh
+
+LatentClip = Annotated[float, Field(gt=0)]
+"""What latent weights are clamped to, on either side of 0."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from bnnconvert.binarizers.base import Plane, WeightBinarizer
+from bnnconvert.binarizers.base import LatentClip, Plane, WeightBinarizer
 from bnnconvert.errors import UsageError
 from bnnconvert.estimators.base import Estimator
 
@@ -37,7 +37,7 @@ class CirculantWeight(WeightBinarizer):
         estimator: Estimator,
         orientations: Literal[2, 4, 8] = 4,
         permute_inputs: bool = False,
-        clip: float | None = None,
+        clip: LatentClip | None = None,
     ) -> None:
         super().__init__()
         self.estimator, self.clip = estimator, clip

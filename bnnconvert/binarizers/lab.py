@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bnnconvert.binarizers.base import Plane, WeightBinarizer
+from bnnconvert.binarizers.base import LatentClip, Plane, WeightBinarizer
 from bnnconvert.estimators.base import sign_pm1
 
 _FLOOR = 1e-8
@@ -32,7 +32,7 @@ class LabWeight(WeightBinarizer):
         shape: tuple[int, ...],
         *,
         decay: Annotated[float, Field(ge=0, lt=1)] = 0.999,
-        clip: float | None = 1.0,
+        clip: LatentClip | None = 1.0,
     ) -> None:
         super().__init__()
         self.decay = decay

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from bnnconvert.binarizers.base import Plane, WeightBinarizer
+from bnnconvert.binarizers.base import LatentClip, Plane, WeightBinarizer
 from bnnconvert.estimators.base import Estimator
 
 
@@ -30,7 +30,7 @@ class LearnedScaleWeight(WeightBinarizer):
         estimator: Estimator,
         per: Literal["filter", "layer"] = "filter",
         start: Literal["mean", "median"] = "mean",
-        clip: float | None = None,
+        clip: LatentClip | None = None,
     ) -> None:
         super().__init__()
         self.estimator = estimator

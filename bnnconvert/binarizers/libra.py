@@ -4,9 +4,10 @@ W'   = (W - mean W) / std W       per filter, unbiased std, both inside the grad
 W^_o = s_o sign(W'_o),   s_o = 2^round(log2 mean|W'_o|), a constant
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from bnnconvert.binarizers.base import Plane, WeightBinarizer
@@ -18,7 +19,7 @@ class LibraWeight(WeightBinarizer):
 
     source: ClassVar[str] = "Qin et al., IR-Net, CVPR 2020, arXiv:1909.10788"
 
-    def __init__(self, *, estimator: Estimator, epsilon: float = 1e-12) -> None:
+    def __init__(self, *, estimator: Estimator, epsilon: Annotated[float, Field(gt=0)] = 1e-12) -> None:
         super().__init__()
         self.estimator = estimator
         self.epsilon = epsilon

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from bnnconvert.binarizers.base import Plane, WeightBinarizer, per_output
+from bnnconvert.binarizers.base import LatentClip, Plane, WeightBinarizer, per_output
 from bnnconvert.estimators.base import Estimator
 
 
@@ -26,7 +26,7 @@ class ScaledSignWeight(WeightBinarizer):
         *,
         estimator: Estimator,
         scale_grad: Literal["exact", "paper", "detached"] = "exact",
-        clip: float | None = None,
+        clip: LatentClip | None = None,
     ) -> None:
         super().__init__()
         self.estimator = estimator

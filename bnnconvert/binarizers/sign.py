@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bnnconvert.binarizers.base import Encoder, InputBinarizer, Plane, WeightBinarizer, sign_encoder
+from bnnconvert.binarizers.base import Encoder, InputBinarizer, LatentClip, Plane, WeightBinarizer, sign_encoder
 from bnnconvert.estimators.base import Estimator, sign_pm1
 
 
@@ -21,7 +21,7 @@ class SignWeight(WeightBinarizer):
 
     source: ClassVar[str] = "Hubara et al., Binarized Neural Networks, NeurIPS 2016, arXiv:1602.02830"
 
-    def __init__(self, *, estimator: Estimator, clip: float | None = 1.0, stochastic: bool = False) -> None:
+    def __init__(self, *, estimator: Estimator, clip: LatentClip | None = 1.0, stochastic: bool = False) -> None:
         super().__init__()
         self.estimator = estimator
         self.clip = clip

@@ -4,9 +4,10 @@ g_x = g * k * t * (1 - tanh(t x)^2)
 t   = t_min * (t_max / t_min)^progress,    k = max(1 / t, 1)
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from bnnconvert.estimators.base import Estimator
@@ -19,7 +20,9 @@ class Ede(Estimator):
     t: Tensor
     k: Tensor
 
-    def __init__(self, *, t_min: float = 0.1, t_max: float = 10.0) -> None:
+    def __init__(
+        self, *, t_min: Annotated[float, Field(gt=0)] = 0.1, t_max: Annotated[float, Field(gt=0)] = 10.0
+    ) -> None:
         super().__init__()
         self.t_min, self.t_max = t_min, t_max
         self.register_buffer("t", torch.tensor(t_min))

@@ -183,6 +183,8 @@ def test_every_row_names_its_source(table: dict[str, type]) -> None:
         ({"name": "scaled-sign"}, "estimator"),
         ({"name": "scaled-sign", "estimator": 3}, "a name or a table"),
         ({"name": "scaled-sign", "estimator": {"name": "clip", "closd": True}}, "did you mean 'closed'"),
+        ({"name": "scaled-sign", "estimator": "clip", "clip": 0}, "option 'clip' is 0: input should be greater than 0"),
+        ({"name": "libra", "estimator": {"name": "ede", "t_min": 0}}, "option 't_min' is 0: "),
     ],
 )
 def test_wrong_names_and_options_are_refused_by_key(named: dict[str, object], words: str) -> None:

@@ -113,11 +113,21 @@ def groups(*weights: nn.Parameter, kind: str = "binary") -> list[dict[str, Any]]
         ({"name": "adam", "weight_decai": 0.5}, "did you mean 'weight_decay'"),
         ({"name": "bop", "gamma": 2.0}, "option 'gamma' is 2.0: .*less than or equal to 1"),
         ({"name": "adam", "fused": True}, "no option 'fused'"),
+        ({"name": "adam", "betas": [0.9, 1.0]}, "option 'betas' is .*less than 1"),
+        ({"name": "shift-adamax", "betas": [-0.1, 0.9]}, "option 'betas' is .*greater than or equal to 0"),
+        ({"name": "adamw", "betas": [0.9]}, "option 'betas' is .*field required"),
+        ({"name": "sgd", "momentum": 2.0}, "option 'momentum' is 2.0: .*less than 1"),
     ],
 )
 def test_wrong_options_are_named_with_the_nearest_key(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=f"training.optimizer: .*{message}"):
         make_optimizer(make_student(), Optimizer.model_validate(options))
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "radam", "bop", "shift-adamax"])
+def test_betas_are_a_recipe_s(name: str) -> None:
+    made = make_optimizer(make_student(), Optimizer.model_validate({"name": name, "betas": [0.8, 0.95]}))
+    assert {group["betas"] for group in made.param_groups} == {(0.8, 0.95)}
 
 
 def test_glorot_is_a_rate_for_each_layer_while_its_weights_are_binary() -> None:

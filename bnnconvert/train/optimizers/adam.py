@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from bnnconvert.train.optimizers.base import Groups, RecipeOptimizer
+from bnnconvert.train.optimizers.base import Groups, Pace, RecipeOptimizer
 
 
 class Adam(RecipeOptimizer, torch.optim.Adam):
@@ -15,5 +15,5 @@ class Adam(RecipeOptimizer, torch.optim.Adam):
 
     source: ClassVar[str] = "Kingma and Ba, Adam, ICLR 2015, arXiv:1412.6980"
 
-    def __init__(self, groups: Groups, *, lr: float, fused: bool, betas: tuple[float, float] = (0.9, 0.999)) -> None:
+    def __init__(self, groups: Groups, *, lr: float, fused: bool, betas: tuple[Pace, Pace] = (0.9, 0.999)) -> None:
         torch.optim.Adam.__init__(self, groups, lr=lr, betas=betas, fused=fused)

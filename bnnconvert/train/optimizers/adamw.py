@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from bnnconvert.train.optimizers.base import Groups, RecipeOptimizer
+from bnnconvert.train.optimizers.base import Groups, Pace, RecipeOptimizer
 
 
 class AdamW(RecipeOptimizer, torch.optim.AdamW):
@@ -15,5 +15,5 @@ class AdamW(RecipeOptimizer, torch.optim.AdamW):
 
     source: ClassVar[str] = "Loshchilov and Hutter, Decoupled Weight Decay Regularization, ICLR 2019, arXiv:1711.05101"
 
-    def __init__(self, groups: Groups, *, lr: float, fused: bool, betas: tuple[float, float] = (0.9, 0.999)) -> None:
+    def __init__(self, groups: Groups, *, lr: float, fused: bool, betas: tuple[Pace, Pace] = (0.9, 0.999)) -> None:
         torch.optim.AdamW.__init__(self, groups, lr=lr, betas=betas, fused=fused)

@@ -1,14 +1,17 @@
 """What an optimizer of a recipe is: one of torch's kind that says where it is from and what it can train."""
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from bnnconvert.binarizers.base import WeightBinarizer
 
 Groups = Iterable[dict[str, Any]]
+Pace = Annotated[float, Field(ge=0, lt=1)]
+"""Share of a running mean that a step keeps."""
 
 
 class RecipeOptimizer(torch.optim.Optimizer):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bnnconvert.binarizers.base import WeightBinarizer
 from bnnconvert.estimators.base import sign_pm1
-from bnnconvert.train.optimizers.base import Groups, RecipeOptimizer
+from bnnconvert.train.optimizers.base import Groups, Pace, RecipeOptimizer
 
 
 class Bop(RecipeOptimizer, torch.optim.Adam):
@@ -33,7 +33,7 @@ class Bop(RecipeOptimizer, torch.optim.Adam):
         fused: bool,
         gamma: Annotated[float, Field(gt=0, le=1)] = 1e-4,
         threshold: Annotated[float, Field(ge=0)] = 1e-8,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: tuple[Pace, Pace] = (0.9, 0.999),
     ) -> None:
         torch.optim.Adam.__init__(self, groups, lr=lr, betas=betas, fused=fused)
         self.gamma, self.threshold = gamma, threshold

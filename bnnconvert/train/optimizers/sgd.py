@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from bnnconvert.train.optimizers.base import Groups, RecipeOptimizer
+from bnnconvert.train.optimizers.base import Groups, Pace, RecipeOptimizer
 
 
 class SGD(RecipeOptimizer, torch.optim.SGD):
@@ -15,5 +15,5 @@ class SGD(RecipeOptimizer, torch.optim.SGD):
 
     source: ClassVar[str] = "Polyak, Some Methods of Speeding Up the Convergence of Iteration Methods, 1964"
 
-    def __init__(self, groups: Groups, *, lr: float, fused: bool, momentum: float = 0.9) -> None:
+    def __init__(self, groups: Groups, *, lr: float, fused: bool, momentum: Pace = 0.9) -> None:
         torch.optim.SGD.__init__(self, groups, lr=lr, momentum=momentum, fused=fused)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from bnnconvert.train.optimizers.base import Groups, RecipeOptimizer
+from bnnconvert.train.optimizers.base import Groups, Pace, RecipeOptimizer
 
 _FLOOR = 2.0**-27
 
@@ -22,7 +22,7 @@ class ShiftAdaMax(RecipeOptimizer):
 
     source: ClassVar[str] = "Hubara et al., Binarized Neural Networks, NeurIPS 2016, arXiv:1602.02830"
 
-    def __init__(self, groups: Groups, *, lr: float, betas: tuple[float, float] = (1 - 2.0**-3, 1 - 2.0**-10)) -> None:
+    def __init__(self, groups: Groups, *, lr: float, betas: tuple[Pace, Pace] = (1 - 2.0**-3, 1 - 2.0**-10)) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "weight_decay": 0.0})
 
     @torch.no_grad()
