@@ -137,6 +137,15 @@ class Ensemble(Section):
     """Whether a member starts from the converted network or from the weights of the member before it."""
 
 
+def _momentum(value: Any) -> Any:
+    if value == "cumulative" or (isinstance(value, int | float) and 0 < value <= 1 and value is not True):
+        return value
+    raise ValueError('it must be a number above 0 and up to 1, or "cumulative"')
+
+
+Momentum = Annotated[float | Literal["cumulative"], BeforeValidator(_momentum)]
+
+
 class Training(Section):
     """How to fine-tune."""
 
@@ -161,7 +170,7 @@ class Training(Section):
     """Part of the training data that is held out to choose the best checkpoint."""
     batch_norm_batches: Annotated[int, Field(ge=0)] = 50
     """Batches on which batch norm is re-estimated before the first step, at each stage and at the end; 0: never."""
-    batch_norm_momentum: Annotated[float, Field(gt=0, le=1)] | Literal["cumulative"] = 0.1
+    batch_norm_momentum: Momentum = 0.1
     """Weight of a new batch in the running statistics; or their plain average since they were last re-estimated."""
     batch_norm_frozen: bool = False
     """Whether batch norm trains with its running statistics, which then move only where they are re-estimated."""

@@ -150,6 +150,7 @@ def test_layers_without_a_scale_get_a_batch_norm_also_where_their_input_stays_fl
         (('keep = "first layer: reads the real-valued input"', 'keep = ""'), "needs a reason"),
         (('name = "xnor"', "name = 3"), "name: input should be a valid string"),
         (("[training]", "[training]\nepochs = 0"), "training.epochs"),
+        (("[training]", "[training]\nbatch_norm_momentum = 2"), "batch_norm_momentum: it must be a number above 0 and"),
         (("[training]", "[training]\nstages = [{ share = 0.5 }]"), "add up to 0.5"),
         (("[training]", "[training]\nstages = [{ weights = false }]"), "last stage must have binary"),
         (("rewrites = [", "rewrites = [["), "not valid TOML"),
