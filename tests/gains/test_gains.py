@@ -22,6 +22,7 @@ from bnnconvert.layers.conv2d import BinaryConv2d
 from bnnconvert.layers.linear import BinaryLinear
 from bnnconvert.runtime import Session, native
 from bnnconvert.train.latent import set_stage
+from bnnconvert.train.scratch import start_anew
 from bnnconvert.values.recipe import Named
 from tests.students import trace
 
@@ -194,6 +195,14 @@ def test_the_static_map_is_set_anew_when_a_stage_makes_the_weights_binary() -> N
     layer = binary_conv(lambda site: StaticMap(site=site, case=1))
     set_stage(layer, weights=False, inputs=False)
     set_stage(layer, weights=True, inputs=False)
+    assert isinstance(layer.gain, StaticMap)
+    assert layer.gain.channels is not None
+    torch.testing.assert_close(layer.gain.channels.flatten(), layer.weight.abs().mean((1, 2, 3)))
+
+
+def test_the_static_map_is_that_of_weights_that_start_anew() -> None:
+    layer = binary_conv(lambda site: StaticMap(site=site, case=1))
+    start_anew(layer)
     assert isinstance(layer.gain, StaticMap)
     assert layer.gain.channels is not None
     torch.testing.assert_close(layer.gain.channels.flatten(), layer.weight.abs().mean((1, 2, 3)))

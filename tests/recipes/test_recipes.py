@@ -12,6 +12,7 @@ from bnnconvert.layers.base import BinaryLayer
 from bnnconvert.pipeline import check_recipe
 from bnnconvert.recipe import load_recipe, parse_recipe, recipe_names, recipe_text
 from bnnconvert.train import clip_latent
+from bnnconvert.train.scratch import start_anew
 from bnnconvert.values.data import Data, Images
 from bnnconvert.values.report import VerifyReport
 from tests.networks import Functional, Residual, perceptron, plain, randomise
@@ -81,6 +82,17 @@ def test_recipe_goes_the_whole_way(name: str, network: str, tmp_path: Path) -> N
     assert isinstance(compared, VerifyReport)
     assert compared.passed
     assert compared.agreement == 1.0
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_any_recipe_starts_from_scratch_where_it_is_asked_to(name: str) -> None:
+    build, shape, _ = NETWORKS[networks_of(name)[0]]
+    student = bnnconvert.convert(randomise(build()), name, input_shape=(1, *shape)).model
+    weights = [m.weight for m in student.modules() if isinstance(m, BinaryLayer | nn.Conv2d | nn.Linear)]
+    before = [weight.detach().clone() for weight in weights]
+    start_anew(student)
+    assert not any(torch.equal(old, new) for old, new in zip(before, weights, strict=True))
+    assert student.train()(torch.randn(2, *shape)).isfinite().all()
 
 
 @pytest.mark.parametrize("name", recipe_names())
