@@ -123,6 +123,8 @@ def _settings(training: Training, *, epochs: int) -> Training:
             "batch_size": BATCH,
             "stages": [Stage.model_validate(s.model_dump() | {"share": s.share / total}) for s in stages],
             "losses": [Loss(name="distill", weight=1.0)],
+            "teacher": "frozen",
+            "start": "teacher",
             "schedule_spans": "stage",
             "validation_share": HELD_OUT,
         }

@@ -11,7 +11,7 @@ from bnnconvert.train.calibrate import fit_batch_norm
 from bnnconvert.train.reconstruct import reconstruct
 from bnnconvert.values.data import Data, Images
 from bnnconvert.values.recipe import Loss, Stage, Training
-from tests.train.toys import make_data, make_student, make_teacher
+from tests.train.toys import make_data, make_student, make_teacher, same_weights
 
 
 def wrong_labels(data: Data) -> Data:
@@ -41,6 +41,16 @@ def test_a_student_comes_nearer_to_its_teacher() -> None:
     assert made.steps == 60
     assert made.after > made.before
     assert not student.training
+
+
+def test_a_recipe_that_starts_anew_beside_its_teacher_is_calibrated_as_any_other() -> None:
+    made = []
+    for settings in ({}, {"teacher": "joint", "start": "scratch"}):
+        torch.manual_seed(0)
+        student, training = make_student(), Training.model_validate(settings)
+        reconstruct(student, make_teacher(), make_data(samples=400), training, images=256, steps=4, device="cpu")
+        made.append(student)
+    assert same_weights(*made)
 
 
 def test_too_few_images_are_refused() -> None:
