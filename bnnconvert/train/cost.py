@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from bnnconvert.train.latent import clip_latent
 from bnnconvert.train.layout import keep_gradient_layout, use_layout
 from bnnconvert.train.objective import Objective
-from bnnconvert.train.optimizers import make_optimizer
+from bnnconvert.train.optimizers import add_network, make_optimizer
 from bnnconvert.values.recipe import Loss, Training
 
 Step = Callable[[], None]
@@ -41,11 +41,14 @@ def step_cost(
 ) -> StepCost:
     """Time of whole steps (forward, loss, backward, optimizer) on one batch, the kinds of step in turns.
 
+    The original's step is one of Adam by the labels; the student's is what the recipe has, a teacher that trains along
+    and an optimizer that takes two gradients included.
+
     Copies are trained; the models stay as they are.
     """
     x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
     steps = (
-        _step(teacher, None, LABELS, training, x, labels),
+        _step(teacher, None, LABELS, Training(), x, labels),
         _step(student, None, LABELS, training, x, labels),
         _step(student, teacher, training.losses, training, x, labels),
     )
@@ -69,12 +72,16 @@ def _step(
     use_layout(model, torch.channels_last)
     keep_gradient_layout(model)
     optimizer = make_optimizer(model, training.optimizer)
-    objective = Objective(losses, model, teacher, device=x.device)
+    joint = teacher is not None and training.teacher == "joint"
+    objective = Objective(losses, model, teacher, device=x.device, joint=joint)
+    if objective.trained is not None:
+        add_network(optimizer, objective.trained, training.optimizer)
 
     def step() -> None:
-        torch.autograd.backward(objective(model, x, labels, progress=0.0, check=False).loss)
-        optimizer.step()
-        optimizer.zero_grad()
+        for _ in range(optimizer.evaluations):
+            torch.autograd.backward(objective(model, x, labels, progress=0.0, check=False).loss)
+            optimizer.step()
+            optimizer.zero_grad()
         clip_latent(model)
 
     return step
