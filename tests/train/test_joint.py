@@ -72,6 +72,33 @@ def test_mutual_in_closed_form_draws_each_to_the_other() -> None:
     assert theirs.grad.tolist() == [[2.0, 0.5]]
 
 
+def test_mutual_compares_features_as_a_layer_of_few_bits_reads_them() -> None:
+    loss = Mutual(at=["conv_norm"], bits=1)
+    loss.features(make_student(), make_teacher())
+    ours = torch.tensor([[-0.2, 0.4, 3.0, 0.1]], requires_grad=True)
+    theirs = torch.tensor([[0.5, 0.1, -2.0, 0.7]], requires_grad=True)
+    logits = torch.zeros(1, 2)
+
+    def batch(a: torch.Tensor, b: torch.Tensor) -> Outputs:
+        return Outputs(logits, LABELS[:1], logits, {"conv_norm": a}, {"conv_norm": b})
+
+    value = loss(batch(ours, theirs.detach()))
+    value.backward()
+    assert value.item() == (4 + 0 + 4 + 0) / 4
+    assert ours.grad is not None
+    assert ours.grad.tolist() == [[-1, 0, 0, 0]]  # 2 (-1 - 1) / 4; beyond 1 there is none
+    term = loss.teacher_term(batch(ours.detach(), theirs))
+    assert term is not None
+    term.backward()
+    assert theirs.grad is not None
+    assert theirs.grad.tolist() == [[1, 0, 0, 0]]
+    two = Mutual(at=["conv_norm"], bits=2)
+    two.features(make_student(), make_teacher())
+    assert two(batch(ours, theirs)).item() == pytest.approx((4 / 9 + 0 + 4 + 4 / 9) / 4)
+    with pytest.raises(UsageError, match="`bits` of 'mutual' are of features"):
+        Mutual(bits=2)
+
+
 def test_guided_training_adds_the_distance_to_both_losses_but_no_gradient_across() -> None:
     student, teacher, x = gradients(GUIDED)
     ours, theirs = make_student(drop=0.0), make_teacher().train()

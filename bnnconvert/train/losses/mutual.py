@@ -1,18 +1,22 @@
 """Guided training: a float twin trains along, and each network is drawn to the other's outputs.
 
-    R = mean (z_S - z_T)^2 + mean over paths of  mean (f_S - f_T)^2
+    R = mean (z_S - z_T)^2 + mean over paths of  mean (Q(f_S) - Q(f_T))^2
     student  L + R with z_T, f_T constant        teacher  cross-entropy + R with z_S, f_S constant
 
-For a teacher that trains (`teacher = "joint"`); with a frozen one only the student moves. The paper quantizes the
-teacher's features first; here they are as they are.
+For a teacher that trains (`teacher = "joint"`); with a frozen one only the student moves. Q is the identity or, with
+`bits`, rounding to 2^bits levels in [-1, 1] whose gradient is that of clip(-1, f, 1): what a next layer of so many bits
+reads. The paper's levels are DoReFa's in [0, 1], which its activations have.
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bnnconvert.errors import UsageError
+from bnnconvert.layers.levels import levels
 from bnnconvert.train.losses.base import Loss, Outputs
 from bnnconvert.train.losses.pairing import check_shapes, paired_paths
 
@@ -22,8 +26,10 @@ class Mutual(Loss):
 
     source: ClassVar[str] = "Zhuang et al., Effective Low-bitwidth Networks, CVPR 2018, arXiv:1711.00205"
 
-    def __init__(self, *, at: list[str] | None = None) -> None:
-        self.at = at or []
+    def __init__(self, *, at: list[str] | None = None, bits: Annotated[int, Field(ge=1, le=8)] | None = None) -> None:
+        if bits is not None and not at:
+            raise UsageError("training.losses: `bits` of 'mutual' are of features; name their modules with `at`.")
+        self.at, self.bits = at or [], bits
         self.paths: list[str] = []
 
     def features(self, student: nn.Module, teacher: nn.Module) -> list[str]:
@@ -40,5 +46,8 @@ class Mutual(Loss):
         for path in self.paths:
             ours, theirs = outputs.features[path], outputs.teacher_features[path]
             check_shapes(path, tuple(ours.shape), tuple(theirs.shape), what="mutual")
-            terms.append(F.mse_loss(ours.float(), theirs.float()))
+            terms.append(F.mse_loss(self._read(ours.float()), self._read(theirs.float())))
         return loss + torch.stack(terms).mean() if terms else loss
+
+    def _read(self, feature: Tensor) -> Tensor:
+        return feature if self.bits is None else levels(feature, self.bits)
