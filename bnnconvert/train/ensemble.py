@@ -61,14 +61,16 @@ def finetune_ensemble(
     views = Views.of(data, share, seed=seed, device=where)
     weights, votes, reports = uniform(len(views.train)), list[float](), list[TrainReport]()
     for number, member in enumerate(members, start=1):
+        own = training
         if settings.start == "previous" and number > 1:
             member.load_state_dict(members[number - 2].state_dict())
+            own = training.model_copy(update={"start": "teacher"})  # from scratch is then the first one only
         joined.begin(number, reports)
         report = finetune(
             member,
             teacher,
             data,
-            training,
+            own,
             folder=None if folder is None else folder / MEMBERS / str(number),
             device=device,
             seed=seed,

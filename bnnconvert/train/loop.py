@@ -215,7 +215,8 @@ class FineTuning:
         """Calibrate the binary student, measure it, then begin the first stage."""
         set_stage(self.student, weights=True, inputs=True)
         if self.training.start == "scratch":
-            torch.manual_seed(derive_seed(self.setup.seed, "start"))
+            member = [] if self.setup.sampling is None else [self.setup.sampling.number]
+            torch.manual_seed(derive_seed(self.setup.seed, "start", *member))
             for network in self.networks:
                 start_anew(network)
         advance_schedules(self.student, 0.0)

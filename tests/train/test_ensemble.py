@@ -129,7 +129,7 @@ def make_ensemble(members: int = 2) -> GraphModule:
 
 def run(folder: Path | None = None, **changes: Any) -> tuple[GraphModule, TrainReport]:
     ensemble = make_ensemble()
-    training = make_training(epochs=2, ensemble=changes.pop("settings", {}))
+    training = make_training(epochs=2, ensemble=changes.pop("settings", {}), **changes.pop("training", {}))
     report = finetune_ensemble(
         ensemble, make_teacher(), make_data(), training, folder=folder, device="cpu", checkpoint_seconds=0.0, **changes
     )
@@ -170,6 +170,15 @@ def test_a_member_may_start_from_the_one_before() -> None:
     previous, _ = run(settings={"start": "previous"})
     assert same_weights(members_of(converted)[0], members_of(previous)[0])
     assert not same_weights(members_of(converted)[1], members_of(previous)[1])
+
+
+def test_members_from_scratch_begin_apart_and_a_later_one_may_go_on_from_the_one_before() -> None:
+    still = {"start": "scratch", "optimizer": {"lr": 1e-9}, "batch_norm_batches": 0}
+    for start in ("converted", "previous"):
+        ensemble, _ = run(settings={"start": start}, training=still)
+        one, two = (member.get_submodule("conv").weight for member in members_of(ensemble))
+        near = bool(torch.allclose(one, two, atol=1e-5))
+        assert near == (start == "previous")
 
 
 def test_the_members_runs_are_told_as_one(tmp_path: Path) -> None:
