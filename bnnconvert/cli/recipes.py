@@ -1,4 +1,4 @@
-"""`bnnconvert recipes`: the shipped recipes, or one of them in full."""
+"""`bnnconvert recipes`: the shipped recipes, one of them in full, or what any recipe may ask for."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +16,9 @@ def recipes(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Draw its surrogate gradients into this file.")
     ] = None,
+    rows: Annotated[
+        bool, typer.Option("--options", help="List what any recipe may ask for: binarizers, losses, rewrites.")
+    ] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """List the recipes, or print one to copy and change."""
@@ -26,6 +29,9 @@ def recipes(
         raise UsageError(
             "--plot draws one recipe; give its name, for example bnnconvert recipes irnet --plot irnet.png."
         )
+    if rows:
+        _list_options(as_json=as_json)
+        return
     found = [load_recipe(n) for n in ([name] if name is not None else recipe_names())]
     if plot is not None:
         from bnnconvert.pipeline.curves import recipe_curves
@@ -42,4 +48,16 @@ def recipes(
         from bnnconvert.report.recipes import recipes_table
 
         render.table(recipes_table(found))
-        render.next_step("bnnconvert convert MODEL --recipe NAME")
+        render.next_step("bnnconvert convert MODEL --recipe NAME, or bnnconvert recipes --options")
+
+
+def _list_options(*, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from bnnconvert.cli import render
+    from bnnconvert.report.options import choices, options_table
+
+    if as_json:
+        render.as_json([asdict(choice) for choice in choices()])
+    else:
+        render.table(options_table(choices()))

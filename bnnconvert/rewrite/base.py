@@ -47,6 +47,8 @@ class Rewrite(ABC):
 
     name: ClassVar[str]
     promise: ClassVar[Promise]
+    source: ClassVar[str] = ""
+    """The paper whose step it is; none for what only puts a graph in order."""
 
     @abstractmethod
     def find(self, graph: GraphModule, plan: Plan) -> Iterator[Site | Refusal]:

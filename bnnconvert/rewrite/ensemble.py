@@ -25,6 +25,7 @@ class Ensemble(Rewrite):
 
     name: ClassVar[str] = "ensemble"
     promise: ClassVar[Promise] = RETRAIN
+    source: ClassVar[str] = "Zhu et al., Binary Ensemble Neural Network, CVPR 2019, arXiv:1806.07550"
 
     def __init__(self, *, members: Annotated[int, Field(ge=2)] = 3, vote: Literal["soft", "hard"] = "soft") -> None:
         self.members, self.vote = members, vote

@@ -31,6 +31,7 @@ class GateShortcut(Rewrite):
 
     name: ClassVar[str] = "gate-shortcut"
     promise: ClassVar[Promise] = EXACT
+    source: ClassVar[str] = "Shen et al., Balanced Binary Neural Networks with Gated Residual, 2019, arXiv:1909.12117"
 
     def find(self, graph: GraphModule, plan: Plan) -> Iterator[Site | Refusal]:
         for add in graph.graph.nodes:

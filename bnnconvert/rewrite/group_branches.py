@@ -43,6 +43,7 @@ class GroupBranches(Rewrite):
 
     name: ClassVar[str] = "group-branches"
     promise: ClassVar[Promise] = RETRAIN
+    source: ClassVar[str] = "Zhuang et al., Structured Binary Neural Networks, CVPR 2019, arXiv:1811.10413"
 
     def __init__(
         self,

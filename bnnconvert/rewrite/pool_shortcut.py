@@ -19,6 +19,7 @@ class PoolShortcut(Rewrite):
 
     name: ClassVar[str] = "pool-shortcut"
     promise: ClassVar[Promise] = RETRAIN
+    source: ClassVar[str] = "Liu et al., Bi-Real Net, ECCV 2018, arXiv:1808.00278"
 
     def find(self, graph: GraphModule, plan: Plan) -> Iterator[Site | Refusal]:
         for node in graph.graph.nodes:

@@ -25,6 +25,7 @@ class ReorderPool(Rewrite):
 
     name: ClassVar[str] = "reorder-pool"
     promise: ClassVar[Promise] = EXACT
+    source: ClassVar[str] = "Rastegari et al., XNOR-Net, ECCV 2016, arXiv:1603.05279"
 
     def find(self, graph: GraphModule, plan: Plan) -> Iterator[Site | Refusal]:
         for pool in list(graph.graph.nodes):

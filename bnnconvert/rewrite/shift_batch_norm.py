@@ -21,6 +21,7 @@ class ShiftBatchNorm(Rewrite):
 
     name: ClassVar[str] = "shift-batch-norm"
     promise: ClassVar[Promise] = RETRAIN
+    source: ClassVar[str] = "Hubara et al., Binarized Neural Networks, NeurIPS 2016, arXiv:1602.02830"
 
     def find(self, graph: GraphModule, plan: Plan) -> Iterator[Site | Refusal]:
         for node in graph.graph.nodes:

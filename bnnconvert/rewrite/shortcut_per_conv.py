@@ -34,6 +34,7 @@ class ShortcutPerConv(Rewrite):
 
     name: ClassVar[str] = "shortcut-per-conv"
     promise: ClassVar[Promise] = RETRAIN
+    source: ClassVar[str] = "Liu et al., Bi-Real Net, ECCV 2018, arXiv:1808.00278"
 
     def find(self, graph: GraphModule, plan: Plan) -> Iterator[Site | Refusal]:
         blocks = [block for add in graph.graph.nodes if is_add(add) and (block := _block(graph, add)) is not None]

@@ -7,7 +7,6 @@ Channel i has m_i copies side by side. What reads them shares the weight out amo
 weights: the signs of copies that differ come nearer to the weight, nearest (for normal weights) at about 3/4.
 
 The network's input and output keep their size. So does whatever cannot be followed, and what depends on it.
-Source: Mishra et al., WRPN, ICLR 2018, arXiv:1709.01134; Chen et al., Net2Net, ICLR 2016, arXiv:1511.05641
 """
 
 from collections.abc import Iterator
@@ -32,6 +31,9 @@ class Widen(Rewrite):
 
     name: ClassVar[str] = "widen"
     promise: ClassVar[Promise] = EXACT
+    source: ClassVar[str] = (
+        "Mishra et al., WRPN, ICLR 2018, arXiv:1709.01134; Chen et al., Net2Net, ICLR 2016, arXiv:1511.05641"
+    )
 
     def __init__(self, *, factor: Annotated[float, Field(gt=1)], noise: Annotated[float, Field(ge=0)] = 0.75) -> None:
         self.factor, self.noise = factor, noise

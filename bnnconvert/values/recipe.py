@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 class Section(BaseModel):
     """Base of all sections: frozen, and strict about unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Named(BaseModel):
@@ -97,7 +97,9 @@ class Stage(Section):
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the epochs; the shares of all stages add up to 1."""
     weights: Operand = True
+    """Whether weights are binary; a number is for a relaxation of so many bits."""
     inputs: Operand = True
+    """Whether inputs are binary, in the same way."""
     frozen: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of each filter's weights, largest first, that is set to plus or minus its mean magnitude and held there."""
     lr: Annotated[float, Field(gt=0)] | None = None

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 import bnnconvert
+from bnnconvert.binarizers import WEIGHT_BINARIZERS
 from bnnconvert.recipe import recipe_names
 from bnnconvert.runtime import native
 from bnnconvert.train import reconstruct
+from bnnconvert.train.losses import LOSSES
 from tests.cli.conftest import Shell, listing, small_net
 
 
@@ -128,6 +130,20 @@ def test_recipes_are_listed_and_shown(shell: Shell) -> None:
     assert [recipe["name"] for recipe in shell.json("recipes", "bnn")] == ["bnn"]
     Path("mine.toml").write_text(shell.ok("recipes", "bnn").stdout)
     assert [recipe["name"] for recipe in shell.json("recipes", "mine.toml")] == ["bnn"]
+
+
+def test_recipes_lists_what_any_recipe_may_ask_for(shell: Shell) -> None:
+    listed = {(row["key"], row["name"]): row for row in shell.json("recipes", "--options")}
+    assert {name for key, name in listed if key == "losses"} == set(LOSSES)
+    assert {name for key, name in listed if key == "weights"} == set(WEIGHT_BINARIZERS)
+    assert listed["weights", "lab"]["options"] == ["decay = 0.999", "clip = 1.0"]
+    assert listed["weights", "lab"]["source"] == WEIGHT_BINARIZERS["lab"].source
+    assert listed["estimator", "identity"]["options"] == []
+    assert listed["rewrites", "widen"]["options"][0] == "factor"
+    assert listed["training", "gradient_bits"]["text"].startswith("Bits of the gradients")
+    assert ("training.stages", "weights") in listed
+    assert all(row["text"] for row in listed.values())
+    assert "rotation-margin" in shell.ok("recipes", "--options").stdout
 
 
 def test_recipes_plots_the_gradients_of_one(shell: Shell) -> None:
