@@ -88,6 +88,22 @@ def test_gradients_see_the_scattering_and_stay_finite_at_the_ends() -> None:
         assert ours.grad.isfinite().all()
 
 
+def test_mixed_precision_leaves_the_angles_as_they_are() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours, weight = torch.randn(6, 8, generator=generator), torch.randn(3, 8, generator=generator)
+    theirs = ours + 0.01 * torch.randn(6, 8, generator=generator)
+    labels = torch.arange(6) % 3
+    weight[0] = ours[0]  # in half precision a cosine of one, where the arc cosine has no slope
+    found = []
+    for enabled in (False, True):
+        leaf = ours.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            loss = value(leaf, theirs, labels, weight)
+        loss.backward()
+        found.append((loss, leaf.grad))
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_angles_are_clamped() -> None:
     rows = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 2.0]])
     found = angle(rows, torch.tensor([[3.0, 0.0]]).expand(3, 2))

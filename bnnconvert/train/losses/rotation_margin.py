@@ -72,9 +72,13 @@ class RotationMargin(Loss):
         self.layer = None
 
     def __call__(self, outputs: Outputs) -> Tensor:
-        assert self.centres is not None
         labels = outputs.labels
         ours, theirs = (of[entering(self.path)].float() for of in (outputs.features, outputs.teacher_features))
+        with torch.autocast(ours.device.type, enabled=False):  # half a precision has cosines of 1, and no angle there
+            return self._loss(ours, theirs, labels)
+
+    def _loss(self, ours: Tensor, theirs: Tensor, labels: Tensor) -> Tensor:
+        assert self.centres is not None
         own, common = self.centres(ours.detach(), theirs, labels)
         error = angle(ours, theirs) - angle(own, common)
         cosines = F.linear(F.normalize(ours, dim=1), F.normalize(self._directions(), dim=1))
