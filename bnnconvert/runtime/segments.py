@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from bnnconvert.artifact.schema import Array
 from bnnconvert.runtime.compile.compiler import Compiler, NotNative
-from bnnconvert.runtime.compile.operators import HANDLERS
+from bnnconvert.runtime.compile.operators.table import HANDLERS
 from bnnconvert.values.program import Node, Program, Value
 
 UNUSUAL = (ValueError, TypeError, LookupError, ArithmeticError, AssertionError, struct.error)

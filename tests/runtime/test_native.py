@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from bnnconvert.artifact.schema import Array
 from bnnconvert.errors import UsageError
 from bnnconvert.runtime import native
-from bnnconvert.runtime.compile.operators import HANDLERS
+from bnnconvert.runtime.compile.operators.table import HANDLERS
 from bnnconvert.runtime.segments import parts_of
 from bnnconvert.values.program import Argument, Batch
 from tests.programs import (

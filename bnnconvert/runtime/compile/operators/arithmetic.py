@@ -1,0 +1,94 @@
+"""Sums, differences, products and quotients, of two values or of a value and a constant."""
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from bnnconvert.artifact.schema import Array
+from bnnconvert.runtime.compile.compiler import Compiler, Handler, Made, NotNative, number
+from bnnconvert.runtime.compile.operators.affine import scaled
+from bnnconvert.runtime.compile.plan import Code, Op
+from bnnconvert.values.program import Argument, Constant, Node, Value
+
+
+def arithmetic(name: str) -> Handler:
+    """Addition, subtraction, multiplication and division, of two values or of a value and a constant."""
+
+    def handle(c: Compiler, node: Node) -> Made:
+        alpha = number(node.arguments.get("alpha", 1))
+        left, right = (_operand(c, node.arguments[side]) for side in ("self", "other"))
+        if left.constant is None and right.constant is None:
+            return _two_values(c, name, left, right, alpha)
+        if right.constant is not None and left.constant is None:
+            k = _channelwise(right.constant, left.shape)
+            if name == "div" and not k.all():
+                raise NotNative("a value is divided by zero")
+            return scaled(c, left, *_ON_THE_RIGHT[name](k, alpha))
+        if left.constant is not None and right.constant is None and name != "div":
+            return scaled(c, right, *_ON_THE_LEFT[name](_channelwise(left.constant, right.shape), alpha))
+        raise NotNative(f"a constant stands on the wrong side of a {name}")
+
+    return handle
+
+
+Line = tuple[Array | float, Array | float]
+"""a and b of a x + b."""
+
+
+_ON_THE_RIGHT: Mapping[str, Callable[[Array, float], Line]] = {
+    "add": lambda k, alpha: (1.0, alpha * k),
+    "sub": lambda k, alpha: (1.0, -alpha * k),
+    "mul": lambda k, _: (k, 0.0),
+    "div": lambda k, _: (1 / k, 0.0),
+}
+
+
+_ON_THE_LEFT: Mapping[str, Callable[[Array, float], Line]] = {
+    "add": lambda k, alpha: (alpha, k),
+    "sub": lambda k, alpha: (-alpha, k),
+    "mul": lambda k, _: (k, 0.0),
+}
+
+
+def _operand(c: Compiler, argument: Argument) -> Made:
+    if isinstance(argument, Value | Constant):
+        return c.value(argument)
+    return Made((), constant=np.asarray(number(argument)))
+
+
+def _two_values(c: Compiler, name: str, left: Made, right: Made, alpha: float) -> Made:
+    """The operand that is made last takes the other one into its chain."""
+    if name == "div":
+        raise NotNative("a value is divided by another")
+    joins_left = c.order(left) >= c.order(right)
+    if left.shape != right.shape:
+        joins_left = math.prod(left.shape) > math.prod(right.shape)
+        large, small = (left, right) if joins_left else (right, left)
+        is_pixel_gain = name == "mul" and small.channels == 1 and small.shape[1:] == large.shape[1:]
+        if is_pixel_gain:
+            return c.extended(large, Op(Code.GAIN, c.stored(small)))
+        if small.channels != large.channels or math.prod(small.size) != 1 or len(small.shape) != len(large.shape):
+            raise NotNative(f"operands have the shapes {left.shape} and {right.shape}")
+    base, other = (left, right) if joins_left else (right, left)
+    image = c.stored(other)
+    if name == "mul":
+        return c.extended(base, Op(Code.MULTIPLY, image))
+    sign = -alpha if name == "sub" else alpha
+    if joins_left:
+        return c.extended(base, Op(Code.ADD, image, low=sign))
+    signed = base if sign == 1.0 else scaled(c, base, sign, 0.0)
+    return c.extended(signed, Op(Code.ADD, image, low=1.0))
+
+
+def _channelwise(constant: Array, shape: tuple[int, ...]) -> Array:
+    """A constant operand per channel, if it varies over channels only."""
+    array = np.asarray(constant, np.float64)
+    if array.size == 1:
+        return array.reshape(-1)
+    if array.ndim > len(shape) + 1:
+        raise NotNative("a constant operand has more axes than the value")
+    full = array.reshape((1,) * (len(shape) + 1 - array.ndim) + array.shape)
+    if full.shape[0] != 1 or full.shape[1] != shape[0] or any(n != 1 for n in full.shape[2:]):
+        raise NotNative("a constant operand varies over more than the channels")
+    return full.reshape(-1)

@@ -1,0 +1,58 @@
+"""Other shapes for the same numbers, and values side by side."""
+
+import math
+from collections.abc import Sequence
+
+from bnnconvert.runtime.compile.compiler import Compiler, Made, NotNative, number
+from bnnconvert.runtime.compile.plan import Code, Image, Kind, Op, Step, StepKind
+from bnnconvert.values.program import Argument, Node
+
+
+def reshape(c: Compiler, node: Node) -> Made:
+    """Another shape for the same numbers: nothing to do where channels and image stay, else a copy."""
+    x, declared = c.value(node.arguments["self"]), node.outputs[0].shape
+    wanted = node.arguments.get("shape", node.arguments.get("size"))
+    if isinstance(wanted, tuple) and not _names(wanted, declared):
+        raise NotNative(f"{wanted} is no way to write the shape {declared}")
+    if x.constant is not None:
+        sizes = [d for d in declared if isinstance(d, int)]
+        if len(sizes) < len(declared) or math.prod(sizes) != x.constant.size:
+            raise NotNative("a constant takes a shape that depends on the batch")
+        return Made(tuple(sizes), constant=x.constant.reshape(sizes))
+    shape = tuple(d for d in declared[1:] if isinstance(d, int))
+    if math.prod(shape) != math.prod(x.shape) or not 1 <= len(shape) <= 3:
+        raise NotNative(f"the shape {x.shape} becomes {shape}")
+    after = Made(shape)
+    if x.image is not None and x.image.kind != Kind.FLOATS:
+        raise NotNative("bits take another shape")
+    if x.channels == after.channels and x.size == after.size and not c.is_used_later(x):
+        after.step, after.image = x.step, x.image
+        if x.step is not None and c.top.get(x.step) is x:
+            c.top[x.step] = after
+        return after
+    after.image = Image(Kind.FLOATS, after.channels, *after.size)
+    c.steps.append(Step(StepKind.COPY, c.layer, input=c.stored(x), output=after.image))
+    return after
+
+
+def _names(wanted: Sequence[Argument], declared: Sequence[Argument]) -> bool:
+    """Whether the sizes that a node asks for are those that it declares; one of them may be -1."""
+    same = [w in (-1, d) for w, d in zip(wanted, declared, strict=False)]
+    return len(wanted) == len(declared) and all(same) and wanted.count(-1) <= 1
+
+
+def cat(c: Compiler, node: Node) -> Made:
+    """Values side by side on the channel axis."""
+    parts = node.arguments["tensors"]
+    assert isinstance(parts, tuple)
+    operands = [c.value(argument) for argument in parts]
+    first = operands[0]
+    axis = int(number(node.arguments.get("dim", 0))) % (len(first.shape) + 1)
+    if axis != 1 or any(x.constant is not None or x.shape[1:] != first.shape[1:] for x in operands):
+        raise NotNative("a concatenation along another axis than the channels")
+    made = Made((sum(x.channels for x in operands), *first.shape[1:]))
+    made.image, channel = Image(Kind.FLOATS, made.channels, *made.size), 0
+    for x in operands:
+        c.ending_with(x).chain.append(Op(Code.STORE, made.image, channel=channel))
+        channel += x.channels
+    return made

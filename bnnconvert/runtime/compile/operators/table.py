@@ -1,0 +1,84 @@
+"""How each operator enters the plan: one function, one row."""
+
+import math
+from collections.abc import Mapping
+
+from bnnconvert.runtime.compile.compiler import Handler
+from bnnconvert.runtime.compile.operators.activations import clamp, gelu, leaky_relu, prelu, softmax, unary
+from bnnconvert.runtime.compile.operators.affine import affine, batch_norm, negative
+from bnnconvert.runtime.compile.operators.arithmetic import arithmetic
+from bnnconvert.runtime.compile.operators.encode import encode, quantize
+from bnnconvert.runtime.compile.operators.pools import adaptive_avg_pool2d, mean, pool
+from bnnconvert.runtime.compile.operators.products import (
+    binary_conv2d,
+    binary_linear,
+    conv1d,
+    conv2d,
+    int8_conv2d,
+    int8_linear,
+    linear,
+    signed_conv2d,
+    signed_linear,
+)
+from bnnconvert.runtime.compile.operators.shapes import cat, reshape
+from bnnconvert.runtime.compile.plan import Code, Reduce
+
+HANDLERS: Mapping[str, Handler] = {
+    "bnnconvert.encode": encode,
+    "bnnconvert.binary_conv2d": binary_conv2d,
+    "bnnconvert.binary_linear": binary_linear,
+    "bnnconvert.signed_conv2d": signed_conv2d,
+    "bnnconvert.signed_linear": signed_linear,
+    "bnnconvert.quantize": quantize,
+    "bnnconvert.int8_conv2d": int8_conv2d,
+    "bnnconvert.int8_linear": int8_linear,
+    "bnnconvert.affine": affine,
+    "aten.conv1d.default": conv1d,
+    "aten.conv2d.default": conv2d,
+    "aten.conv2d.padding": conv2d,
+    "aten.linear.default": linear,
+    "aten.batch_norm.default": batch_norm,
+    "aten.relu.default": clamp(0.0, math.inf),
+    "aten.relu6.default": clamp(0.0, 6.0),
+    "aten.hardtanh.default": clamp("min_val", "max_val"),
+    "aten.clamp.default": clamp("min", "max"),
+    "aten.clamp_min.default": clamp("min", math.inf),
+    "aten.clamp_max.default": clamp(-math.inf, "max"),
+    "aten.prelu.default": prelu,
+    "aten.leaky_relu.default": leaky_relu,
+    "aten.gelu.default": gelu,
+    "aten.exp.default": unary(Code.EXP),
+    "aten.sigmoid.default": unary(Code.SIGMOID),
+    "aten.tanh.default": unary(Code.TANH),
+    "aten.silu.default": unary(Code.SILU),
+    "aten.hardsigmoid.default": unary(Code.HARDSIGMOID),
+    "aten.hardswish.default": unary(Code.HARDSWISH),
+    "aten.sqrt.default": unary(Code.SQRT),
+    "aten.reciprocal.default": unary(Code.RECIPROCAL),
+    "aten.abs.default": unary(Code.ABS),
+    "aten.neg.default": negative,
+    "aten.square.default": unary(Code.SQUARE),
+    "aten.add.Tensor": arithmetic("add"),
+    "aten.add.Scalar": arithmetic("add"),
+    "aten.sub.Tensor": arithmetic("sub"),
+    "aten.sub.Scalar": arithmetic("sub"),
+    "aten.mul.Tensor": arithmetic("mul"),
+    "aten.mul.Scalar": arithmetic("mul"),
+    "aten.div.Tensor": arithmetic("div"),
+    "aten.div.Scalar": arithmetic("div"),
+    "aten.max_pool1d.default": pool(Reduce.MAX, 1),
+    "aten.max_pool2d.default": pool(Reduce.MAX),
+    "aten.avg_pool1d.default": pool(Reduce.SUM, 1),
+    "aten.avg_pool2d.default": pool(Reduce.SUM),
+    "aten.adaptive_avg_pool2d.default": adaptive_avg_pool2d,
+    "aten.mean.dim": mean,
+    "aten.reshape.default": reshape,
+    "aten.view.default": reshape,
+    "aten.flatten.using_ints": reshape,
+    "aten.squeeze.dims": reshape,
+    "aten.softmax.int": softmax(logarithm=False),
+    "aten.log_softmax.int": softmax(logarithm=True),
+    "aten.cat.default": cat,
+    "aten.concat.default": cat,
+}
+"""Operators that the engine runs."""
