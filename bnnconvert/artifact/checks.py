@@ -229,6 +229,36 @@ def _int8_linear(a: _Arguments) -> tuple[str, Shape]:
     return "int32", (*shape[:-1], weight.shape[0])
 
 
+def _masked_conv2d(a: _Arguments) -> tuple[str, Shape]:
+    _, shape = a.value("x", "float32")
+    weight, groups = a.tensor("weight", "float32", 4), a.number("groups", 1, MAX_K)
+    stride, padding, dilation = (a.pair(n, int(n != "padding")) for n in ("stride", "padding", "dilation"))
+    out, per_group, *kernel = weight.shape
+    k = math.prod(weight.shape[1:])
+    if len(shape) != 4 or shape[1] != per_group * groups or out % groups or k >= MAX_K:
+        raise Defect(f"an input of shape {_show(shape)} does not fit a weight of shape {list(weight.shape)}")
+    sizes = [_positions(s, *g) for s, *g in zip(shape[2:], kernel, stride, padding, dilation, strict=True)]
+    _bound_work(shape, padding, sizes, k)
+    return "float32", _masked(a, (shape[0], out, *sizes))
+
+
+def _masked_linear(a: _Arguments) -> tuple[str, Shape]:
+    _, shape = a.value("x", "float32")
+    weight = a.tensor("weight", "float32", 2)
+    if len(shape) != 2 or shape[1] != weight.shape[1]:
+        raise Defect(f"an input of shape {_show(shape)} does not fit a weight of shape {list(weight.shape)}")
+    return "float32", _masked(a, (shape[0], len(weight)))
+
+
+def _masked(a: _Arguments, out: Shape) -> Shape:
+    """Check mask and bias of an output."""
+    _, mask = a.value("mask", "bool")
+    bias = a.tensor("bias", "float32", 1)
+    if mask != out or len(bias) != out[1]:
+        raise Defect(f"a mask of shape {_show(mask)} and {len(bias)} biases do not fit an output of {_show(out)}")
+    return out
+
+
 def _affine(a: _Arguments) -> tuple[str, Shape]:
     _, shape = a.value("acc", "int32", "float32")
     scale = a.tensor("scale", "float32", 2)
@@ -270,6 +300,8 @@ RULES: Mapping[str, Callable[[_Arguments], tuple[str, Shape]]] = {
     "bnnconvert.quantize": _quantize,
     "bnnconvert.int8_conv2d": _int8_conv2d,
     "bnnconvert.int8_linear": _int8_linear,
+    "bnnconvert.masked_conv2d": _masked_conv2d,
+    "bnnconvert.masked_linear": _masked_linear,
     "bnnconvert.affine": _affine,
 }
 """Element type and shape that each of our own operators gives, or a Defect."""

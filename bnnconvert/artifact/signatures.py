@@ -56,6 +56,9 @@ _OURS = {
     "bnnconvert.quantize": "x tensor, factor float",
     "bnnconvert.int8_conv2d": "x tensor, weight tensor, stride ints, padding ints, dilation ints, groups int",
     "bnnconvert.int8_linear": "x tensor, weight tensor",
+    "bnnconvert.masked_conv2d": "x tensor, mask tensor, weight tensor, bias tensor, stride ints, padding ints,"
+    " dilation ints, groups int",
+    "bnnconvert.masked_linear": "x tensor, mask tensor, weight tensor, bias tensor",
     "bnnconvert.affine": "acc tensor, scale tensor, bias tensor?, axis int",
 }
 

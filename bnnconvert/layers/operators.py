@@ -5,6 +5,7 @@
     signed_*       acc[m] = map(x, B_m)           float input
     quantize       q = clamp(round(x factor), -127, 127), ties to even
     int8_*         acc = map(q, w)                an exact int32
+    masked_*       y = map(x, w) + bias where the mask is set, 0 elsewhere
     affine         y = acc_0 s_0 + acc_1 s_1 + ... + bias, rounded to float32 after each step, in this order
 
 Planes stand on the channel axis, p slowest, then m. Weight rows are packed as `bits.py` says, in (kh, kw, c)
@@ -13,6 +14,7 @@ order. A threshold of +inf, or 2^31 - 1 for int32, is padding and never counts; 
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -249,6 +251,36 @@ def int8_linear(x: Tensor, weight: Tensor) -> Tensor:
 @int8_linear.register_fake
 def _(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=torch.int32)
+
+
+@torch.library.custom_op("bnnconvert::masked_conv2d", mutates_args=())
+def masked_conv2d(
+    x: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """Float convolution at the outputs that a mask names.
+
+    Shapes: x (N, C, H, W), mask (N, O, H', W'), weight (O, C / groups, kh, kw), bias (O,), y as the mask.
+    """
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups).masked_fill(~mask, 0.0)
+
+
+@torch.library.custom_op("bnnconvert::masked_linear", mutates_args=())
+def masked_linear(x: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Float product at the outputs that a mask names. Shapes: x (N, I), mask (N, O), weight (O, I), bias (O,)."""
+    return F.linear(x, weight, bias).masked_fill(~mask, 0.0)
+
+
+@masked_conv2d.register_fake
+@masked_linear.register_fake
+def _(x: Tensor, mask: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(mask, dtype=x.dtype, memory_format=torch.contiguous_format)
 
 
 @torch.library.custom_op("bnnconvert::affine", mutates_args=())

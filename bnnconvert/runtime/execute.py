@@ -121,6 +121,18 @@ def _int8_linear(a: _Packed) -> Call:
     return lambda values, _: (packed.int8_linear(values[x], weight),)
 
 
+def _masked_conv2d(a: _Packed) -> Call:
+    x, mask = a.value("x"), a.value("mask")
+    settings = a.settings("x", "mask", "weight", "bias")
+    conv = packed.MaskedConv2d(a.tensor("weight"), a.tensor("bias"), **settings)
+    return lambda values, _: (conv(values[x], values[mask]),)
+
+
+def _masked_linear(a: _Packed) -> Call:
+    x, mask, weight, bias = a.value("x"), a.value("mask"), a.tensor("weight"), a.tensor("bias")
+    return lambda values, _: (packed.masked_linear(values[x], values[mask], weight, bias),)
+
+
 NUMPY: Mapping[str, Callable[[_Packed], Call]] = {
     "bnnconvert.encode": _encode,
     "bnnconvert.binary_conv2d": _binary_conv2d,
@@ -128,6 +140,8 @@ NUMPY: Mapping[str, Callable[[_Packed], Call]] = {
     "bnnconvert.quantize": _quantize,
     "bnnconvert.int8_conv2d": _int8_conv2d,
     "bnnconvert.int8_linear": _int8_linear,
+    "bnnconvert.masked_conv2d": _masked_conv2d,
+    "bnnconvert.masked_linear": _masked_linear,
     "bnnconvert.affine": _affine,
 }
 """Operators that run in numpy."""

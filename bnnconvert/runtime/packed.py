@@ -104,6 +104,52 @@ def int8_linear(x: Array, weight: Array) -> Accumulators:
     return (x.astype(np.float64) @ weight.T.astype(np.float64)).astype(np.int32)
 
 
+class MaskedConv2d:
+    """Float convolution at the outputs that a mask names; windows are gathered and multiplied for those alone.
+
+    Shapes: x (N, C, H, W), mask (N, O, H', W'), weight (O, C / groups, kh, kw), bias (O,), y as the mask.
+    """
+
+    def __init__(
+        self,
+        weight: Floats,
+        bias: Floats,
+        *,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> None:
+        self.rows, self.bias, self.shape = weight.reshape(len(weight), -1), bias, weight.shape[1:]
+        self.stride, self.padding, self.dilation, self.outputs = stride, padding, dilation, len(weight) // groups
+
+    def __call__(self, x: Floats, mask: Bits) -> Floats:
+        """Float output."""
+        (ph, pw), (sh, sw), (dh, dw) = self.padding, self.stride, self.dilation
+        channels, kh, kw = self.shape
+        padded = np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
+        reach = (dh * (kh - 1) + 1, dw * (kw - 1) + 1)
+        windows = np.lib.stride_tricks.sliding_window_view(padded, reach, (2, 3))[:, :, ::sh, ::sw, ::dh, ::dw]
+        y, many = np.zeros(mask.shape, np.float32), max(1, TILE // self.rows.shape[1])
+        for output, (row, bias) in enumerate(zip(self.rows, self.bias, strict=True)):
+            first = output // self.outputs * channels
+            places = np.stack(np.nonzero(mask[:, output]))
+            for begin in range(0, places.shape[1], many):
+                n, i, j = places[:, begin : begin + many]
+                gathered = windows[n, first : first + channels, i, j].reshape(len(n), -1)
+                y[n, output, i, j] = gathered @ row + bias
+        return y
+
+
+def masked_linear(x: Floats, mask: Bits, weight: Floats, bias: Floats) -> Floats:
+    """Float product at the outputs that a mask names. Shapes: x (N, I), mask (N, O), weight (O, I), bias (O,)."""
+    y = np.zeros(mask.shape, np.float32)
+    for output in np.flatnonzero(mask.any(0)):
+        rows = mask[:, output]
+        y[rows, output] = x[rows] @ weight[output] + bias[output]
+    return y
+
+
 class BinaryConv2d:
     """Convolution of bits with packed rows.
 

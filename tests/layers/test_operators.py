@@ -170,7 +170,7 @@ def test_affine_rounds_alike(planes, with_bias, axis, seed):
 def test_fake_kernels_agree_with_the_real_ones():
     bits, weight = torch.rand(2, 6, 5, 4) < 0.5, torch.zeros(2, 4, 3, dtype=torch.uint8)
     conv = (weight, 3, [3, 2], [2, 1], [1, 0], [1, 2], 1, "zero")
-    acc = operators.binary_conv2d(bits, *conv)
+    acc, point = operators.binary_conv2d(bits, *conv), ([1, 1], [0, 0], [1, 1])
     calls = [
         (operators.encode, (torch.randn(2, 3, 4), torch.zeros(2, 1, 1), torch.zeros(2, 1, dtype=torch.bool))),
         (operators.binary_conv2d, (bits, *conv)),
@@ -178,6 +178,8 @@ def test_fake_kernels_agree_with_the_real_ones():
         (operators.binary_linear, (torch.rand(2, 3, 20) < 0.5, weight, 20)),
         (operators.signed_linear, (torch.randn(2, 20), weight, 20)),
         (operators.affine, (acc, torch.randn(4, 4), torch.randn(4), 1)),
+        (operators.masked_linear, (torch.randn(2, 5), bits[:, :3, 0, 0], torch.randn(3, 5), torch.randn(3))),
+        (operators.masked_conv2d, (torch.randn(2, 3, 5, 4), bits, torch.randn(6, 3, 1, 1), torch.randn(6), *point, 1)),
     ]
     for operator, arguments in calls:
         torch.library.opcheck(operator, arguments, test_utils=["test_schema", "test_faketensor"])
@@ -225,3 +227,41 @@ def test_long_rows_of_bytes_are_exact():
     expected = [[-127 * 127 * 2**16]]
     assert operators.int8_linear(x, weight).tolist() == expected
     assert packed.int8_linear(x.numpy(), weight.numpy()).tolist() == expected
+
+
+@given(
+    shape=st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(3, 6), st.integers(3, 6)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 3),
+    dilation=st.integers(1, 2),
+    groups=st.integers(1, 2),
+    share=st.sampled_from([0.0, 0.3, 1.0]),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=40, deadline=None)
+def test_masked_convolution_is_the_dense_one_where_the_mask_is_set(
+    shape, kernel, stride, padding, dilation, groups, share, seed
+):
+    generator = random(seed)
+    n, c, h, w = shape
+    assume(h + 2 * padding > dilation * (kernel[0] - 1) and w + 2 * padding > dilation * (kernel[1] - 1))
+    x = torch.randn((n, c * groups, h, w), generator=generator)
+    weight, bias = torch.randn((2 * groups, c, *kernel), generator=generator), torch.randn(2 * groups)
+    settings = {"stride": [stride] * 2, "padding": [padding] * 2, "dilation": [dilation] * 2, "groups": groups}
+    dense = F.conv2d(x.double(), weight.double(), bias.double(), **settings)
+    mask = torch.rand(dense.shape, generator=generator) < share
+    expected = torch.where(mask, dense, 0.0).float()
+    torch.testing.assert_close(operators.masked_conv2d(x, mask, weight, bias, **settings), expected)
+    actual = packed.MaskedConv2d(weight.numpy(), bias.numpy(), **settings)(x.numpy(), mask.numpy())
+    assert actual.dtype == np.float32
+    torch.testing.assert_close(torch.from_numpy(actual), expected)
+
+
+def test_masked_product_multiplies_only_where_the_mask_is_set():
+    x = torch.tensor([[1.0, 2.0], [math.nan, 3.0]])
+    weight, bias = torch.tensor([[1.0, 1.0], [2.0, -1.0]]), torch.tensor([0.5, 0.0])
+    mask = torch.tensor([[True, False], [False, False]])
+    assert operators.masked_linear(x, mask, weight, bias).tolist() == [[3.5, 0.0], [0.0, 0.0]]
+    arrays = (t.numpy() for t in (x, mask, weight, bias))
+    assert packed.masked_linear(*arrays).tolist() == [[3.5, 0.0], [0.0, 0.0]]
