@@ -55,10 +55,12 @@ def export(
     if as_json:
         render.as_json(asdict(report))
     else:
-        from bnnconvert.report.export import export_notes, layers_table, sizes_table
+        from bnnconvert.report.export import export_notes, layers_table, predictions_table, sizes_table
 
         render.table(layers_table(report))
         render.table(sizes_table(report))
+        if report.predictions is not None:
+            render.table(predictions_table(report.predictions))
         render.lines(export_notes(report))
     if format not in (None, "packed"):
         return

@@ -188,7 +188,8 @@ class _Lowering:
         """Path of the user's module that the node comes from; a packed layer is one module to the user."""
         for path, _ in reversed(list((node.meta.get("nn_module_stack") or {}).values())):
             words = path.split(".")
-            holder = next((h for n in range(1, len(words)) if (h := ".".join(words[:n])) in self.layers), None)
+            outer = (".".join(words[:n]) for n in range(len(words) - 1, 0, -1))
+            holder = next((h for h in outer if h in self.layers), None)
             if holder is not None:
                 return holder
             if path in self.paths:

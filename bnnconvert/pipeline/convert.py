@@ -20,6 +20,8 @@ from bnnconvert.load.user_code import is_factory
 from bnnconvert.lower.deploy import deploy_bytes
 from bnnconvert.lower.edges import calibrate as calibrate_edges
 from bnnconvert.lower.edges import with_edges
+from bnnconvert.lower.predictors import calibrate as calibrate_predictors
+from bnnconvert.lower.predictors import planned, with_predictors
 from bnnconvert.pipeline.run_files import fill_run, load_source, load_weights
 from bnnconvert.pipeline.student import Student, calibration_batches, data_record, outputs_of, probe_input
 from bnnconvert.plan.planner import make_plan
@@ -75,7 +77,7 @@ def convert(
         check_fits(loaded, shape, outputs_of(teacher, probe))
     plan = make_plan(recipe, layer_facts(teacher), input_shape=shape, model_bytes=module_bytes(model))
     student = copy.deepcopy(teacher)
-    plan = run_rewrites(student, plan, rewrites, probe=probe)
+    plan = planned(student, run_rewrites(student, plan, rewrites, probe=probe))
     warnings = require_live_signs(student, probe, limit=recipe.checks.dead_channels)
     if loaded is not None and calibrate is not None:
         made = reconstruct(student, teacher, loaded, recipe.training, images=calibrate, progress=progress)
@@ -96,9 +98,11 @@ def convert(
 
 
 def predicted_bytes(student: GraphModule, plan: Plan, probe: Tensor) -> int:
-    """Tensor bytes of the student's artifact, the plan's 8-bit layers in 8 bits."""
-    paths = [layer.facts.path for layer in plan.layers if layer.int8]
+    """Tensor bytes of the student's artifact, with the plan's 8-bit layers and predictors."""
+    paths, shares = [layer.facts.path for layer in plan.layers if layer.int8], plan.predicted
     network = with_edges(student, calibrate_edges(student, paths, [probe])) if paths else student
+    if shares:
+        network = with_predictors(network, calibrate_predictors(network, shares, [probe]))
     return deploy_bytes(network, probe)
 
 
@@ -232,7 +236,7 @@ def _rebuild(loaded: LoadedModel, recipe: Recipe, shape: tuple[int, ...]) -> Stu
     teacher = traced(loaded.module, probe)
     plan = make_plan(recipe, layer_facts(teacher), input_shape=shape, model_bytes=module_bytes(loaded.module))
     model = copy.deepcopy(teacher)
-    plan = run_rewrites(model, plan, check_recipe(recipe), probe=probe)
+    plan = planned(model, run_rewrites(model, plan, check_recipe(recipe), probe=probe))
     return Student(model, teacher, plan, recipe, shape)
 
 

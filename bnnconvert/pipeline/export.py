@@ -16,10 +16,13 @@ from bnnconvert.exporters.table import TARGETS
 from bnnconvert.exporters.verify import Recorder, student_bits
 from bnnconvert.layers.base import BinaryLayer
 from bnnconvert.lower.edges import calibrate, with_edges
+from bnnconvert.lower.predictors import calibrate as calibrate_predictors
+from bnnconvert.lower.predictors import tallies, with_predictors
 from bnnconvert.pipeline.student import Student, calibration_batches, evaluation_data, probe_input
 from bnnconvert.train import evaluate_samples
 from bnnconvert.values.data import Data
-from bnnconvert.values.report import EdgesReport, ExportReport
+from bnnconvert.values.plan import Plan
+from bnnconvert.values.report import EdgesReport, ExportReport, PredictedLayerReport, PredictionReport
 from bnnconvert.values.tables import look_up
 
 EDGES = ("float", "int8")
@@ -37,8 +40,8 @@ def export(
 ) -> ExportReport:
     """Write the student in a format, verified against it; by default the packed artifact NAME.packed.safetensors.
 
-    `edges` says how the float layers at the ends are stored. Those of 8 bits, and others that the plan has in 8 bits,
-    are calibrated on the data, by default the run's, and the report says what they cost in accuracy.
+    `edges` says how the float layers at the ends are stored. Those of 8 bits, others that the plan has in 8 bits, and
+    predictors are calibrated on the data, by default the run's, and the report says what they cost in accuracy.
 
     Raises: UsageError, RefusalError, VerificationError; no file is left then.
     """
@@ -46,20 +49,24 @@ def export(
     name = student.run.name if student.run is not None else "model"
     target = Path(path) if path is not None else Path.cwd() / f"{name}{wanted.suffix}"
     look_up({name: name for name in EDGES}, edges, where="export", what="way to store the ends")
-    layers = _int8_layers(student, edges)
-    if not layers and not (data is None and mean is None and std is None):
+    layers, shares = _int8_layers(student, edges), student.plan.predicted
+    if not (layers or shares) and not (data is None and mean is None and std is None):
         raise UsageError("export: data is for calibrating 8-bit ends; give --edges int8 with it, or leave it out.")
-    model, cost = student.model.cpu().eval(), None
-    if layers:
-        model, cost = _in_int8(student, layers, evaluation_data(data, student.data, mean, std, purpose="calibrate"))
+    model, cost, predictions = student.model.cpu().eval(), None, None
+    if layers or shares:
+        found = evaluation_data(data, student.data, mean, std, purpose="calibrate")
+        if layers:
+            model, cost = _in_int8(model, layers, found)
+        if shares:
+            model, predictions = _predicted(model, student.plan, found)
     report = wanted.write(
         model,
         target,
         golden_input=probe_input(student.input_shape, None)[0][:1],
-        metadata=_metadata(student, cost),
+        metadata=_metadata(student, cost, predictions),
         teacher=student.teacher,
     )
-    return dataclasses.replace(report, edges=cost)
+    return dataclasses.replace(report, edges=cost, predictions=predictions)
 
 
 def _int8_layers(student: Student, edges: str) -> list[str]:
@@ -68,22 +75,40 @@ def _int8_layers(student: Student, edges: str) -> list[str]:
     ends = [layer for layer in floats if layer.facts.is_first or layer.facts.is_last]
     if edges == "int8" and not ends:
         raise RefusalError("The student has no float layer at its ends; leave out --edges int8.")
+    taken = [layer.facts.path for layer in ends if layer.predict is not None]
+    if edges == "int8" and taken:
+        raise RefusalError(f"{taken[0]}: has a predictor and multiplies in float; leave out --edges int8.")
     return [layer.facts.path for layer in floats if layer.int8 or (edges == "int8" and layer in ends)]
 
 
-def _in_int8(student: Student, layers: list[str], data: Data) -> tuple[GraphModule, EdgesReport]:
-    """The student with these float layers in 8 bits, and what that costs."""
+def _in_int8(before: GraphModule, layers: list[str], data: Data) -> tuple[GraphModule, EdgesReport]:
+    """A student with these float layers in 8 bits, and what that costs."""
     batches = list(calibration_batches(data))
-    before = student.model.cpu().eval()
     after = with_edges(before, calibrate(before, layers, batches))
+    compared = _accuracies(before, after, data)
+    with torch.no_grad():
+        flipped = _flipped(before, after, batches[0])
+    return after, EdgesReport(tuple(layers), *compared, flipped)
+
+
+def _predicted(before: GraphModule, plan: Plan, data: Data) -> tuple[GraphModule, PredictionReport]:
+    """A student with the plan's predictors, and what they save and cost."""
+    after = with_predictors(before, calibrate_predictors(before, plan.predicted, calibration_batches(data)))
+    layers = []
+    for path, tally in tallies(after, list(plan.predicted), calibration_batches(data, samples=data.test)).items():
+        layer = plan.layer(path)
+        assert layer is not None
+        avoided, missed = 1 - tally.computed / tally.outputs, tally.missed / max(1, tally.positive)
+        layers.append(PredictedLayerReport(path, layer.now.macs, avoided, missed))
+    return after, PredictionReport(tuple(layers), *_accuracies(before, after, data))
+
+
+def _accuracies(before: GraphModule, after: GraphModule, data: Data) -> tuple[int, str, float, float]:
+    """Number of samples, their split, and the accuracy of two students on them."""
     split, samples = ("train", data.train) if data.test is None else ("test", data.test)
     with torch.no_grad():
-        accuracies = [evaluate_samples(model, samples, data, batch_size=250) for model in (before, after)]
-        flipped = _flipped(before, after, batches[0])
-    cost = EdgesReport(
-        tuple(layers), accuracies[0].samples, split, accuracies[0].accuracy, accuracies[1].accuracy, flipped
-    )
-    return after, cost
+        one, two = (evaluate_samples(model, samples, data, batch_size=250) for model in (before, after))
+    return one.samples, split, one.accuracy, two.accuracy
 
 
 def _flipped(before: GraphModule, after: GraphModule, x: Tensor) -> float:
@@ -101,13 +126,16 @@ def _flipped(before: GraphModule, after: GraphModule, x: Tensor) -> float:
     return float((bits[0] != bits[1]).float().mean()) if bits else 0.0
 
 
-def _metadata(student: Student, cost: EdgesReport | None) -> Metadata:
+def _metadata(student: Student, cost: EdgesReport | None, predictions: PredictionReport | None) -> Metadata:
     record = None if student.run is None else student.run.read()
     data = student.data
     metrics = {} if record is None else dict(record.metrics)
     if cost is not None:  # what was measured before is not this file's
         metrics = {f"float_ends_{name}": value for name, value in metrics.items()}
         metrics[f"int8_ends_{cost.split}_accuracy"] = cost.accuracy_int8
+    if predictions is not None:
+        metrics = {f"without_predictors_{name}": value for name, value in metrics.items()}
+        metrics[f"predicted_{predictions.split}_accuracy"] = predictions.accuracy_predicted
     return Metadata(
         producer=f"bnnconvert {__version__}",
         recipe=student.recipe.name,

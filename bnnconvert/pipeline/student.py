@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 from bnnconvert.errors import UsageError
 from bnnconvert.load.data import load_data
 from bnnconvert.load.user_code import is_factory
-from bnnconvert.values.data import Data
+from bnnconvert.values.data import Data, Samples
 from bnnconvert.values.plan import Plan
 from bnnconvert.values.recipe import Recipe
 from bnnconvert.values.run import DataRecord, RunDirectory
@@ -44,15 +44,16 @@ def probe_input(shape: Sequence[int], data: Data | None) -> tuple[Tensor]:
     return (data.inputs(data.train, data.train.spread(PROBE_SAMPLES)),)
 
 
-def calibration_batches(data: Data) -> Iterator[Tensor]:
-    """Model inputs from training images spread evenly over the set and mixed, the same each time.
+def calibration_batches(data: Data, *, samples: Samples | None = None) -> Iterator[Tensor]:
+    """Model inputs from training images, or other samples, spread evenly over the set and mixed, the same each time.
 
     Image folders come class by class, and batches of one class would have too little variance.
     """
-    chosen = data.train.spread(CALIBRATION_SAMPLES)
+    samples = data.train if samples is None else samples
+    chosen = samples.spread(CALIBRATION_SAMPLES)
     chosen = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))]
     for indices in torch.split(chosen, CALIBRATION_BATCH):
-        yield data.inputs(data.train, indices)
+        yield data.inputs(samples, indices)
 
 
 def outputs_of(model: nn.Module, probe: tuple[Tensor, ...]) -> int | None:

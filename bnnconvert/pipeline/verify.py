@@ -10,6 +10,7 @@ from torch import Tensor
 from bnnconvert.errors import UsageError
 from bnnconvert.exporters.verify import verify as compare_with_student
 from bnnconvert.lower.edges import edges_of, with_edges
+from bnnconvert.lower.predictors import predictors_of, with_predictors
 from bnnconvert.pipeline.convert import open_run
 from bnnconvert.pipeline.student import Student, evaluation_data
 from bnnconvert.runtime import Session
@@ -48,6 +49,9 @@ def verify(
     edges = edges_of(session.program, session.artifact.tensors)
     if edges:
         model = with_edges(model.cpu(), edges)
+    predictors = predictors_of(session.program, session.artifact.tensors)
+    if predictors:
+        model = with_predictors(model.cpu(), predictors)
     return compare_with_student(model, session, _watched(batches, total, progress))
 
 

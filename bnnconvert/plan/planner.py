@@ -32,7 +32,9 @@ def _decide(rules: list[Rule], facts: LayerFacts) -> LayerPlan:
     if rule is None:
         return LayerPlan(facts=facts, decision="float", reason="no rule of the recipe matches it", rule=None)
     if rule.keep is not None:
-        return LayerPlan(facts=facts, decision="float", reason=rule.keep, rule=index, int8=rule.int8)
+        return LayerPlan(
+            facts=facts, decision="float", reason=rule.keep, rule=index, int8=rule.int8, predict=rule.predict
+        )
     if facts.obstacle is not None:
         return LayerPlan(facts=facts, decision="float", reason=facts.obstacle, rule=index)
     assert rule.weights is not None

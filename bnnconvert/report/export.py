@@ -1,8 +1,8 @@
 """What an export wrote, predicted and actual bytes side by side."""
 
 from bnnconvert.report.table import Column, Table, number
-from bnnconvert.report.units import as_bytes, as_percent, as_ratio
-from bnnconvert.values.report import ExportReport
+from bnnconvert.report.units import as_bytes, as_count, as_percent, as_ratio
+from bnnconvert.values.report import ExportReport, PredictionReport
 
 
 def sizes_table(report: ExportReport) -> Table:
@@ -31,6 +31,19 @@ def layers_table(report: ExportReport) -> Table:
     return Table("Binary layers", columns, rows, ("all", *(f"{s:,}" for s in sums)))
 
 
+def predictions_table(report: PredictionReport) -> Table:
+    """What the predictors of float layers save and miss. Multiply-adds are those of one sample."""
+    columns = (Column("layer"), number("float mult-adds"), number("avoided"), number("positive outputs missed"))
+    rows = tuple(
+        (layer.layer, as_count(layer.macs), as_percent(layer.avoided), as_percent(layer.missed))
+        for layer in report.layers
+    )
+    macs = sum(layer.macs for layer in report.layers)
+    avoided = sum(layer.macs * layer.avoided for layer in report.layers)
+    total = ("all", as_count(macs), as_percent(avoided / max(1, macs)), "")
+    return Table("Predicted layers", columns, rows, total)
+
+
 def export_notes(report: ExportReport) -> list[str]:
     """What was proved, and the gain."""
     notes = [
@@ -49,5 +62,11 @@ def export_notes(report: ExportReport) -> list[str]:
             f"8 bits in {' and '.join(e.layers)}: {as_percent(e.accuracy_float)} of {e.samples:,} {e.split} samples "
             f"become {as_percent(e.accuracy_int8)}, as {as_percent(e.flipped)} of the first binary layer's input bits "
             "flip."
+        )
+    if report.predictions is not None:
+        p = report.predictions
+        notes.append(
+            f"Predictors: {as_percent(p.accuracy_dense)} of {p.samples:,} {p.split} samples become "
+            f"{as_percent(p.accuracy_predicted)}."
         )
     return notes

@@ -2,7 +2,7 @@
 
 from bnnconvert.report.table import Column, Table, number
 from bnnconvert.report.units import as_bytes, as_count, as_ratio, as_shape
-from bnnconvert.values.plan import Plan
+from bnnconvert.values.plan import LayerPlan, Plan
 
 
 def plan_table(plan: Plan) -> Table:
@@ -22,7 +22,7 @@ def plan_table(plan: Plan) -> Table:
             layer.facts.path,
             layer.facts.kind,
             as_shape(layer.now.weight_shape),
-            "int8" if layer.int8 else layer.decision,
+            _decision(layer),
             layer.reason,
             f"{layer.float_bytes:,}",
             f"{layer.bytes:,}",
@@ -42,6 +42,12 @@ def plan_table(plan: Plan) -> Table:
         as_count(totals["macs"]),
     )
     return Table(f"Plan: recipe {plan.recipe}, input {as_shape(plan.input_shape)}", columns, rows, total)
+
+
+def _decision(layer: LayerPlan) -> str:
+    if layer.predict is not None:
+        return f"float, predicted at {layer.predict:.3g}"
+    return "int8" if layer.int8 else layer.decision
 
 
 def rewrites_table(plan: Plan) -> Table:

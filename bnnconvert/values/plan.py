@@ -74,6 +74,8 @@ class LayerPlan:
     padding: Literal["zero", "one"] = "zero"
     int8: bool = False
     """Whether the float layer is stored in 8 bits."""
+    predict: float | None = None
+    """Share of positive outputs that the float layer's predictor may miss; None for a layer without one."""
     weight_planes: int = 1
     student: LayerFacts | None = None
     """Facts about the layer in the student, where a rewrite has changed its size."""
@@ -95,6 +97,8 @@ class LayerPlan:
         """Weight bytes after conversion."""
         if self.int8:
             return self.now.int8_bytes
+        if self.predict is not None:
+            return self.now.float_bytes + self.now.packed_bytes()
         return self.now.float_bytes if self.decision == "float" else self.now.packed_bytes(self.weight_planes)
 
 
@@ -126,6 +130,11 @@ class Plan:
         """Decision for the layer at `path`."""
         return next((p for p in self.layers if p.facts.path == path), None)
 
+    @property
+    def predicted(self) -> dict[str, float]:
+        """Float layers with a predictor of positive outputs, and the share of those that it may miss."""
+        return {p.facts.path: p.predict for p in self.layers if p.predict is not None}
+
     def with_rewrites(self, records: list[RewriteRecord]) -> "Plan":
         """The plan with what the rewrites did."""
         return replace(self, rewrites=tuple(records))
@@ -150,6 +159,7 @@ class Plan:
             | {"macs": p.now.macs, "float_bytes": p.float_bytes, "packed_bytes": p.bytes}
             | {"weight_shape": p.now.weight_shape}
             | {"name": p.facts.path, "decision": p.decision, "int8": p.int8, "reason": p.reason, "rule": p.rule}
+            | {"predict": p.predict}
             | {"gain": None if p.gain is None else p.gain.name}
             for p in self.layers
         ]

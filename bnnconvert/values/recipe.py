@@ -57,6 +57,8 @@ class Rule(Section):
     """What a binary input is padded with."""
     int8: bool = False
     """Whether matching layers, which stay float in training, are stored in 8 bits."""
+    predict: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """In kept layers in front of a ReLU, compute only what a 1-bit copy predicts to be positive, missing this share."""
 
     @model_validator(mode="after")
     def _one_decision(self) -> "Rule":
@@ -66,6 +68,8 @@ class Rule(Section):
             raise ValueError("`keep` needs a reason and excludes `inputs` and `gain`")
         if self.int8 and self.keep is None:
             raise ValueError("`int8` is for layers that a rule keeps; add `keep` with a reason")
+        if self.predict is not None and (self.keep is None or self.int8):
+            raise ValueError("`predict` is for layers that a rule keeps, with a reason in `keep`, and excludes `int8`")
         return self
 
 

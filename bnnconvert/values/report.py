@@ -77,6 +77,31 @@ class EdgesReport:
 
 
 @dataclass(frozen=True)
+class PredictedLayerReport:
+    """What the predictor of one float layer did. Shares are in [0, 1]."""
+
+    layer: str
+    macs: int
+    """Float multiply-adds of one sample where nothing is predicted; the predictor has as many binary ones."""
+    avoided: float
+    """Share of them that is not done, as the outputs are predicted not to be positive."""
+    missed: float
+    """Share of the positive outputs that are predicted not to be."""
+
+
+@dataclass(frozen=True)
+class PredictionReport:
+    """What predictors save and cost, on samples that they were not calibrated on where there is a test set."""
+
+    layers: tuple[PredictedLayerReport, ...]
+    samples: int
+    split: str
+    accuracy_dense: float
+    accuracy_predicted: float
+    """Both in [0, 1], on the same samples."""
+
+
+@dataclass(frozen=True)
 class ExportReport:
     """What an export wrote. Units: bytes; file_bytes = tensor_bytes + golden_bytes + header_bytes."""
 
@@ -93,6 +118,7 @@ class ExportReport:
     """Largest absolute difference between the reopened file and the student on the golden input."""
     layers: tuple[PackedLayerReport, ...]
     edges: EdgesReport | None = None
+    predictions: PredictionReport | None = None
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from bnnconvert.artifact.reader import from_bytes
 from bnnconvert.artifact.writer import to_bytes
 from bnnconvert.errors import ArtifactError
+from bnnconvert.lower.predictors import calibrate, with_predictors
 from bnnconvert.runtime import Session
 from tests.sessions import complete
 from tests.students import Block, trace
@@ -293,6 +295,40 @@ PROGRAMS: dict[str, tuple[Callable[[Json], object], str]] = {
 def test_programs(good, name):
     damage, word = PROGRAMS[name]
     header, data = split(good)
+    program = json.loads(header["__metadata__"]["program"])
+    damage(program)
+    header["__metadata__"]["program"] = json.dumps(program)
+    reject(join(header, data), word)
+
+
+MASKED, PRODUCT = "bnnconvert.masked_conv2d", "bnnconvert.masked_linear"
+PREDICTED: dict[str, tuple[Callable[[Json], object], str]] = {
+    "mask of another shape": (
+        lambda p: arguments(p, MASKED, mask={"value": node(p, ENCODE)["outputs"][0]["name"]}),
+        "a mask of",
+    ),
+    "mask of numbers": (lambda p: arguments(p, MASKED, mask=node(p, MASKED)["arguments"]["x"]), "must be bool"),
+    "weight of bits": (lambda p: arguments(p, MASKED, weight={"tensor": "0.predictor.dot.weight"}), "must be float32"),
+    "weight of another size": (lambda p: arguments(p, MASKED, groups=3), "does not fit a weight"),
+    "bias of another size": (lambda p: arguments(p, MASKED, bias={"tensor": "3.map.bias"}), "5 biases"),
+    "no bias": (lambda p: arguments(p, MASKED, bias=None), "'bias'"),
+    "product of images": (
+        lambda p: arguments(p, PRODUCT, x=node(p, MASKED)["arguments"]["x"]),
+        "does not fit a weight",
+    ),
+    "huge windows": (lambda p: arguments(p, MASKED, padding=[60000, 60000]), "windows"),
+    "declared type": (lambda p: output(p, MASKED, dtype="int32"), "declares"),
+}
+
+
+@pytest.mark.parametrize("name", PREDICTED)
+def test_masked_products(name):
+    torch.manual_seed(0)
+    student = trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5), nn.ReLU()))
+    x = torch.randn(2, 3, 8, 8)
+    content = to_bytes(complete(with_predictors(student, calibrate(student, {"0": 0.1, "3": 0.1}, [x])), x))
+    damage, word = PREDICTED[name]
+    header, data = split(content)
     program = json.loads(header["__metadata__"]["program"])
     damage(program)
     header["__metadata__"]["program"] = json.dumps(program)

@@ -2,13 +2,13 @@
 
 import pytest
 
-from bnnconvert.report.export import export_notes, sizes_table
+from bnnconvert.report.export import export_notes, predictions_table, sizes_table
 from bnnconvert.report.plan import plan_notes, plan_table, rewrites_table
 from bnnconvert.report.table import Column, Table, number
 from bnnconvert.report.units import as_bytes, as_count, as_duration, as_percent, as_ratio, as_shape
 from bnnconvert.report.verification import flips_table, verify_notes
 from bnnconvert.values.plan import LayerFacts, LayerPlan, Plan, RewriteRecord
-from bnnconvert.values.report import ExportReport, LayerFlips, VerifyReport
+from bnnconvert.values.report import ExportReport, LayerFlips, PredictedLayerReport, PredictionReport, VerifyReport
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,13 @@ def test_plan_has_a_row_per_layer_and_sums() -> None:
 def test_markdown() -> None:
     table = Table("t", (Column("a"), number("b")), (("x", "1"),), ("all", "1"))
     assert table.markdown() == "| a | b |\n| --- | --: |\n| x | 1 |\n| all | 1 |"
+
+
+def test_predicted_layers_are_summed_by_their_multiply_adds() -> None:
+    parts = (PredictedLayerReport("a", 300_000, 0.5, 0.01), PredictedLayerReport("b", 100_000, 0.1, 0.02))
+    table = predictions_table(PredictionReport(parts, 10, "test", 0.9, 0.8))
+    assert table.rows[0] == ("a", "0.3 M", "50.00 %", "1.00 %")
+    assert table.total == ("all", "0.4 M", "40.00 %", "")
 
 
 def test_export_shows_prediction_beside_result() -> None:
