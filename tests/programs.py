@@ -246,6 +246,55 @@ def signed_networks(draw: st.DrawFn) -> Case:
     return Case(Program(inputs=inputs, nodes=nodes, output=Output(kind="value", value="y")), tensors, x)
 
 
+@st.composite
+def masked_networks(draw: st.DrawFn) -> Case:
+    """A convolution or linear layer of floats under a mask of what its input's first channels are, then a clamp."""
+    channels, outputs = draw(st.sampled_from(CHANNELS)), draw(st.sampled_from(OUTPUTS))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    window, is_linear = draw(windows()), draw(st.booleans())
+    size: tuple[int, ...] = ()
+    if not is_linear:
+        size = draw(st.tuples(st.integers(1, 9), st.integers(1, 20)).filter(lambda s: min(window.out(s)) >= 1))
+    kernel = () if is_linear else window.kernel
+    k = channels * math.prod(kernel)
+    level = draw(st.sampled_from([0, k, -k - 1, k + 1]))
+    tensors: dict[str, Array] = {
+        "thresholds": np.zeros((1, 1, 1), np.float32),
+        "start": np.zeros((1, 1), np.bool_),
+        "signs": pack_rows(rng.random((1, outputs, k)) < 0.5),
+        "limits": np.where(rng.random((1, outputs, 1)) < 0.2, level, 0).astype(np.int32),
+        "falls": rng.random((1, outputs)) < 0.1,
+        "weight": rng.standard_normal((outputs, channels, *kernel)).astype(np.float32),
+        "bias": rng.standard_normal(outputs).astype(np.float32),
+    }
+    places: dict[str, Argument] = {"stride": window.stride, "padding": window.padding, "dilation": window.dilation}
+    bit_places: dict[str, Argument] = {"in_features": channels}
+    if not is_linear:
+        bit_places = {"in_channels": channels, "kernel": kernel, **places, "groups": 1, "pad_bit": "one"}
+    out, form = (() if is_linear else window.out(size)), "linear" if is_linear else "conv2d"
+    signs = {"bits": Value(value="bits"), "weight": Constant(tensor="signs"), **bit_places}
+    operands = {"x": Value(value="x"), "mask": Value(value="mask")}
+    operands |= {name: Constant(tensor=name) for name in ("weight", "bias")}
+    nodes = (
+        _encode("x", "bits", tensors, "thresholds", "start", channels, size),
+        Node(op=f"bnnconvert.binary_{form}", arguments=signs, outputs=(_spec("acc", "int32", outputs, *out),)),
+        _encode("acc", "mask", tensors, "limits", "falls", outputs, out),
+        Node(
+            op=f"bnnconvert.masked_{form}",
+            arguments=operands | ({} if is_linear else {**places, "groups": 1}),
+            outputs=(_spec("z", "float32", outputs, *out),),
+        ),
+        Node(
+            op="aten.relu.default",
+            arguments={"self": Value(value="z")},
+            outputs=(_spec("y", "float32", outputs, *out),),
+        ),
+    )
+    x = rng.standard_normal((draw(st.integers(1, 3)), channels, *size), np.float32)
+    inputs = (_spec("x", "float32", channels, *size),)
+    return Case(Program(inputs=inputs, nodes=nodes, output=Output(kind="value", value="y")), tensors, x)
+
+
 def _encode(
     x: str, name: str, tensors: dict[str, Array], thresholds: str, start: str, channels: int, size: Sequence[int]
 ) -> Node:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from bnnconvert.runtime import native
 from bnnconvert.runtime.segments import parts_of
-from tests.programs import HOST, Case, binary_networks, instruction_sets, int8_networks, program_of
+from tests.programs import HOST, Case, binary_networks, instruction_sets, int8_networks, masked_networks, program_of
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="installed without the native engine")
 VALUES = [-(2**63), -1, 0, 1, 2, 3, 7, 31, 33, 63, 65, 255, 1000, 65535, 65536, 2**31, 2**40, 2**63 - 1]
@@ -27,7 +27,7 @@ MOST = 2**22
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(
-    case=st.one_of(binary_networks(), int8_networks(), st.just(FLOATS)),
+    case=st.one_of(binary_networks(), int8_networks(), masked_networks(), st.just(FLOATS)),
     place=st.integers(0, 10**6),
     value=st.sampled_from(VALUES),
     data=st.data(),

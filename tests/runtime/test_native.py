@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from bnnconvert.artifact.schema import Array
 from bnnconvert.errors import UsageError
+from bnnconvert.layers import operators
 from bnnconvert.runtime import native
 from bnnconvert.runtime.compile.operators.table import HANDLERS
 from bnnconvert.runtime.segments import parts_of
@@ -26,6 +27,7 @@ from tests.programs import (
     binary_networks,
     instruction_sets,
     int8_networks,
+    masked_networks,
     node_program,
     program_of,
     signed_networks,
@@ -59,6 +61,33 @@ def test_layers_of_floats_and_signs_agree(isa: str, case: Case, threads: int, ti
     np.testing.assert_allclose(
         case.run(isa + tile, threads), expected, rtol=1e-5, atol=1e-6 * max(1, np.abs(expected).max())
     )
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(case=masked_networks(), threads=st.integers(1, 3), tile=TILES)
+def test_layers_under_a_mask_agree(isa: str, case: Case, threads: int, tile: str) -> None:
+    expected = case.run(None)
+    np.testing.assert_allclose(
+        case.run(isa + tile, threads), expected, rtol=1e-5, atol=1e-6 * max(1, np.abs(expected).max())
+    )
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_what_lies_beside_a_window_is_not_read_as_a_number(isa: str) -> None:
+    """A row of weights is padded with zeros, and zero times infinity is none."""
+    x = torch.ones(1, 3, 1, 2)
+    x[..., 1] = torch.nan
+    everywhere = (torch.full((1, 1, 1), torch.inf), torch.ones(1, 1, dtype=torch.bool))
+
+    def function(x: Tensor, weight: Tensor, bias: Tensor, thresholds: Tensor, start: Tensor) -> Tensor:
+        mask = operators.encode(x, thresholds, start)
+        return operators.masked_conv2d(x, mask, weight, bias, [1, 1], [0, 0], [1, 1], 1)
+
+    case = program_of(function, x, torch.ones(3, 3, 1, 1), torch.arange(3.0), *everywhere)
+    y = case.run(isa)
+    assert y[0, :, 0, 0].tolist() == [3.0, 4.0, 5.0]
+    assert np.isnan(y[..., 1]).all()
 
 
 def _image(*shape: int) -> Tensor:

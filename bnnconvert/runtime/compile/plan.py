@@ -66,6 +66,7 @@ class StepKind(IntEnum):
     POOL_BITS = 5
     COPY = 6
     OUTPUT = 7
+    MASKED = 8
 
 
 class Dot(IntEnum):
@@ -148,6 +149,7 @@ class Step:
     layer: str
     input: Image | None = None
     output: Image | None = None
+    mask: Image | None = None
     geometry: Geometry | None = None
     chain: list[Op] = field(default_factory=list)
     dot: Dot = Dot.FLOAT
@@ -176,7 +178,7 @@ class Plan:
         """Every image that a step reads or writes, in that order."""
         seen: dict[Image, None] = {}
         for step in self.steps:
-            for image in (step.input, step.output, *(op.image for op in step.chain)):
+            for image in (step.input, step.output, step.mask, *(op.image for op in step.chain)):
                 if image is not None:
                     seen.setdefault(image)
         return list(seen)
@@ -247,6 +249,14 @@ class _Writer:
                 self.image(step.input)
             case StepKind.CONV:
                 self.conv(step)
+            case StepKind.MASKED:
+                assert step.weights is not None
+                self.image(step.input)
+                self.geometry(step)
+                self.integers(len(step.weights))
+                self.image(step.mask)
+                self.blob(step.weights)
+                self.blob(step.bias)
             case StepKind.WINDOW:
                 self.image(step.input)
                 self.geometry(step)
@@ -264,7 +274,7 @@ class _Writer:
             case StepKind.COPY:
                 self.image(step.input)
                 self.image(step.output)
-        if step.kind in (StepKind.CONV, StepKind.WINDOW, StepKind.MAP):
+        if step.kind in (StepKind.CONV, StepKind.MASKED, StepKind.WINDOW, StepKind.MAP):
             self.integers(len(step.chain))
             for op in step.chain:
                 self.op(op)

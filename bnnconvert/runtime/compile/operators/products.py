@@ -165,6 +165,37 @@ def signed_linear(c: Compiler, node: Node) -> Made:
     return _linear(c, c.value(node.arguments["x"]), weight, weight.shape[1], inputs, Dot.SIGNS)
 
 
+def masked_conv2d(c: Compiler, node: Node) -> Made:
+    """A float convolution of images where a mask says so."""
+    a = node.arguments
+    x, weight = c.value(a["x"]), c.tensor(a["weight"])
+    assert weight is not None
+    if number(a["groups"]) != 1:
+        raise NotNative("a masked convolution has groups")
+    lay, image = geometry(node, (weight.shape[2], weight.shape[3]), x.size), c.stored(x)
+    _pad(image, lay, ones=False)
+    return _masked(c, node, image, weight.transpose(0, 2, 3, 1), lay, rank=3)
+
+
+def masked_linear(c: Compiler, node: Node) -> Made:
+    """A float linear layer where a mask says so."""
+    weight = c.tensor(node.arguments["weight"])
+    assert weight is not None
+    image = c.stored(c.value(node.arguments["x"]))
+    return _masked(c, node, image, weight, _point(image), rank=1)
+
+
+def _masked(c: Compiler, node: Node, image: Image, weight: Array, lay: Geometry, *, rank: int) -> Made:
+    mask, bias = c.value(node.arguments["mask"]).image, c.tensor(node.arguments["bias"])
+    assert mask is not None
+    assert bias is not None
+    rows, summand = np.ascontiguousarray(weight), per_channel(bias)
+    step = Step(StepKind.MASKED, c.layer, input=image, mask=mask, geometry=lay, weights=rows, bias=summand)
+    made = Made((len(rows), *lay.out)[:rank])
+    c.start(step, made)
+    return made
+
+
 def _pad(image: Image, lay: Geometry, *, ones: bool) -> None:
     """Give an image the halo that windows read."""
     halo = lay.halo(image.height, image.width)

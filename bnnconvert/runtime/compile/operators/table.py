@@ -17,6 +17,8 @@ from bnnconvert.runtime.compile.operators.products import (
     int8_conv2d,
     int8_linear,
     linear,
+    masked_conv2d,
+    masked_linear,
     signed_conv2d,
     signed_linear,
 )
@@ -32,6 +34,8 @@ HANDLERS: Mapping[str, Handler] = {
     "bnnconvert.quantize": quantize,
     "bnnconvert.int8_conv2d": int8_conv2d,
     "bnnconvert.int8_linear": int8_linear,
+    "bnnconvert.masked_conv2d": masked_conv2d,
+    "bnnconvert.masked_linear": masked_linear,
     "bnnconvert.affine": affine,
     "aten.conv1d.default": conv1d,
     "aten.conv2d.default": conv2d,

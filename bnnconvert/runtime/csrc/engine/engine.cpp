@@ -25,7 +25,7 @@ bool same_layout(const ImageSpec& a, const ImageSpec& b) {
 
 std::vector<int> images_of(const StepSpec& step) {
     std::vector<int> images;
-    for (int image : {step.input, step.output})
+    for (int image : {step.input, step.output, step.mask})
         if (image >= 0) images.push_back(image);
     for (const ChainSpec& op : step.chain)
         if (op.image >= 0) images.push_back(op.image);
@@ -139,6 +139,7 @@ std::unique_ptr<Step> Engine::make_step(const StepSpec& step, const Build& build
         case StepKind::window: return make_window(step, build);
         case StepKind::map: return make_map(step, build);
         case StepKind::softmax: return make_softmax(step, build);
+        case StepKind::masked: return make_masked(step, build);
         case StepKind::pool_bits: return make_pool_bits(step, build);
         case StepKind::copy: return make_copy(step, build);
     }

@@ -51,12 +51,12 @@ struct ChainSpec {
     Blob a, b, start;
 };
 
-enum class StepKind : uint8_t { input, conv, window, map, softmax, pool_bits, copy, output };
+enum class StepKind : uint8_t { input, conv, window, map, softmax, pool_bits, copy, output, masked };
 
 struct StepSpec {
     StepKind kind;
     std::string name;        // the layer's path
-    int input = -1, output = -1;  // images
+    int input = -1, output = -1, mask = -1;  // images
     int height = 0, width = 0;    // of the positions that the chain runs over
     int channels = 0;             // that it runs over
     ConvShape conv{};

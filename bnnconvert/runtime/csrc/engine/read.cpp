@@ -91,7 +91,7 @@ class StepReader {
     StepReader(Words& words, const Plan& plan) : words_(words), plan_(plan) {}
 
     StepSpec read() {
-        step_.kind = static_cast<StepKind>(words_.number(0, static_cast<int>(StepKind::output), "the kind of a step"));
+        step_.kind = static_cast<StepKind>(words_.number(0, static_cast<int>(StepKind::masked), "the kind of a step"));
         step_.name = words_.text();
         switch (step_.kind) {
             case StepKind::input:
@@ -105,8 +105,11 @@ class StepReader {
             case StepKind::softmax: read_softmax(); break;
             case StepKind::pool_bits: read_pool_bits(); break;
             case StepKind::copy: read_copy(); break;
+            case StepKind::masked: read_masked(); break;
         }
-        if (step_.kind == StepKind::conv || step_.kind == StepKind::window || step_.kind == StepKind::map) read_chain();
+        const bool makes_tiles = step_.kind == StepKind::conv || step_.kind == StepKind::masked ||
+                                 step_.kind == StepKind::window || step_.kind == StepKind::map;
+        if (makes_tiles) read_chain();
         return std::move(step_);
     }
 
@@ -213,6 +216,24 @@ class StepReader {
                     output.width == conv.width,
                 "its output has another shape");
         require(conv.groups == 1 || conv.group_outputs() % kLanes == 0, "its groups do not end at whole blocks");
+    }
+
+    void read_masked() {
+        ConvShape& conv = step_.conv;
+        step_.input = image(Kind::floats);
+        const ImageSpec& input = spec(step_.input);
+        read_geometry(conv, input);
+        check_reach(conv, input);
+        conv.dot = Dot::float32, conv.channels = input.channels, conv.groups = 1;
+        conv.outputs = words_.number(1, kMaxSize, "the outputs of a layer");
+        step_.channels = conv.outputs;
+        step_.mask = image(Kind::bits);
+        require(spec(step_.mask).planes == 1, "its mask has several planes");
+        check_same(spec(step_.mask), conv.outputs);
+        const double padded_row = double(conv.taps()) * double(padded(conv.channels));
+        require(padded_row * double(padded(conv.outputs)) <= double(kMaxElements), "its weights are too many");
+        step_.weights = words_.blob(int64_t{conv.outputs} * conv.taps() * conv.channels * 4, "a weight");
+        step_.bias = words_.blob(padded(conv.outputs) * 4, "a bias");
     }
 
     void read_window() {

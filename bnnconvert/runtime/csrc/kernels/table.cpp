@@ -14,13 +14,14 @@ constexpr Span<ConvTile> span(const ConvTile (&tiles)[N]) {
 
 Span<Kernels> all_kernels() {
     static const Kernels rows[] = {
-        {Isa::portable, span(kConvPortable), kSpinPortable, kChainPortable, kWindowPortable, kRowsPortable},
+        {Isa::portable, span(kConvPortable), kSpinPortable, kChainPortable, kWindowPortable, kMaskedPortable,
+         kRowsPortable},
 #if defined(__x86_64__)
-        {Isa::avx2, span(kConvAvx2), kSpinAvx2, kChainAvx2, kWindowAvx2, kRowsAvx2},
-        {Isa::avx512, span(kConvAvx512), kSpinAvx512, kChainAvx512, kWindowAvx512, kRowsAvx512},
+        {Isa::avx2, span(kConvAvx2), kSpinAvx2, kChainAvx2, kWindowAvx2, kMaskedAvx2, kRowsAvx2},
+        {Isa::avx512, span(kConvAvx512), kSpinAvx512, kChainAvx512, kWindowAvx512, kMaskedAvx512, kRowsAvx512},
 #elif defined(__aarch64__)
-        {Isa::neon, span(kConvNeon), kSpinNeon, kChainNeon, kWindowNeon, kRowsNeon},
-        {Isa::neon_dot, span(kConvNeonDot), kSpinNeonDot, kChainNeon, kWindowNeon, kRowsNeon},
+        {Isa::neon, span(kConvNeon), kSpinNeon, kChainNeon, kWindowNeon, kMaskedNeon, kRowsNeon},
+        {Isa::neon_dot, span(kConvNeonDot), kSpinNeonDot, kChainNeon, kWindowNeon, kMaskedNeon, kRowsNeon},
 #endif
     };
     return {rows, sizeof rows / sizeof *rows};

@@ -4,6 +4,7 @@
 #include "cpu/isa.h"
 #include "kernels/chain/chain.h"
 #include "kernels/conv/conv.h"
+#include "kernels/masked/masked.h"
 #include "kernels/rows/rows.h"
 #include "kernels/window/window.h"
 
@@ -23,6 +24,7 @@ struct Kernels {
     SpinFn spin;
     ChainKernel chain;
     WindowFn window;
+    MaskedFn masked;
     RowKernels rows;
 };
 

@@ -1,0 +1,5 @@
+#include "kernels/masked/body.h"
+
+namespace bnn {
+const MaskedFn kMaskedPortable = masked_block;
+}  // namespace bnn
