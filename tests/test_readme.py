@@ -142,6 +142,12 @@ def test_adding_a_rewrite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert isinstance(graph.get_submodule("1"), nn.ReLU)
 
 
+def test_a_rule_with_a_predictor() -> None:
+    (block,) = (block for language, block in BLOCKS if language == "toml" and "predict" in block)
+    recipe = parse_recipe(recipe_text("bwn").replace("[[layers]]", f"{block}\n[[layers]]", 1), where="README")
+    assert recipe.layers[0].predict == 0.01
+
+
 def test_links_and_places_to_fill_exist() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
