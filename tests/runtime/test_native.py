@@ -57,20 +57,14 @@ def test_8_bit_layers_are_exact(isa: str, case: Case, threads: int, tile: str) -
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=signed_networks(), threads=st.integers(1, 3), tile=TILES)
 def test_layers_of_floats_and_signs_agree(isa: str, case: Case, threads: int, tile: str) -> None:
-    expected = case.run(None)
-    np.testing.assert_allclose(
-        case.run(isa + tile, threads), expected, rtol=1e-5, atol=1e-6 * max(1, np.abs(expected).max())
-    )
+    _agree(case, isa + tile, threads)
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=masked_networks(), threads=st.integers(1, 3), tile=TILES)
 def test_layers_under_a_mask_agree(isa: str, case: Case, threads: int, tile: str) -> None:
-    expected = case.run(None)
-    np.testing.assert_allclose(
-        case.run(isa + tile, threads), expected, rtol=1e-5, atol=1e-6 * max(1, np.abs(expected).max())
-    )
+    _agree(case, isa + tile, threads)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -238,9 +232,10 @@ def guarded(count: int) -> Array:
     return np.frombuffer(memory, np.float32, count, size - 4 * count)
 
 
-def _agree(case: Case, isa: str) -> None:
+def _agree(case: Case, isa: str, threads: int = 2) -> None:
+    """Sums of up to some thousand terms in another order: their rounding is relative to the terms, not to the sum."""
     expected = case.run(None)
-    np.testing.assert_allclose(case.run(isa, 2), expected, rtol=3e-6, atol=3e-6 * np.abs(expected).max())
+    np.testing.assert_allclose(case.run(isa, threads), expected, rtol=1e-5, atol=4e-6 * max(1, np.abs(expected).max()))
 
 
 @st.composite
@@ -270,9 +265,7 @@ def pooled_networks(draw: st.DrawFn) -> Case:
 @given(case=pooled_networks(), threads=st.integers(1, 3), tile=TILES)
 def test_bands_of_rows_agree(isa: str, case: Case, threads: int, tile: str) -> None:
     """By number, the two layers work a row at a time."""
-    expected = case.run(None)
-    tolerance = 1e-6 * max(1, np.abs(expected).max())
-    np.testing.assert_allclose(case.run(isa + tile, threads), expected, rtol=1e-5, atol=tolerance)
+    _agree(case, isa + tile, threads)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
