@@ -57,6 +57,11 @@ class WeightBinarizer(nn.Module, ABC):
     """Latent weights are clamped to [-clip, clip] after each optimizer step; None leaves them alone."""
     plane_count: int = 1
     """Number of planes, for the plan: known before there is a weight."""
+    choices: ClassVar[tuple[int, ...] | None] = None
+    """Codes of which a weight has one, times a scale per filter; given such weights, the planes give them back.
+
+    None where a method is more than that, so that its weights cannot be fitted layer by layer.
+    """
 
     @abstractmethod
     def planes(self, weight: Tensor) -> list[Plane]:
@@ -111,6 +116,10 @@ class InputBinarizer(nn.Module, ABC):
     def scales(self) -> Tensor:
         """Scale of each plane. Shapes: (P,)."""
         return self.encoder().scale
+
+    def clip_range(self) -> tuple[float, float] | None:
+        """Ends of the clip that x^ steps along, where it is a map of each value alone; None where it is not."""
+        return None
 
     def relaxed(self, x: Tensor) -> Tensor:
         """Float stand-in for the signs in stages whose inputs are not binary yet: clip(-1, x, 1)."""

@@ -103,6 +103,9 @@ class UniformInput(CodedInput):
     def scales(self) -> Tensor:
         return torch.stack(uniform_scales(torch.as_tensor(self.step()), self.bits, self.low()))
 
+    def clip_range(self) -> tuple[float, float] | None:
+        return (0.0, self.top * float(self.step())) if self.low() is None else None
+
     def relaxed(self, x: Tensor) -> Tensor:
         assert self.low() is None
         return hardtanh(x, 0.0, self.top * float(self.step()))

@@ -20,6 +20,7 @@ class ScaledSignWeight(WeightBinarizer):
     """Sign of the latent weight times its mean magnitude per output channel."""
 
     source: ClassVar[str] = "Rastegari et al., XNOR-Net, ECCV 2016, arXiv:1603.05279"
+    choices: ClassVar[tuple[int, ...] | None] = (-1, 1)
 
     def __init__(
         self,

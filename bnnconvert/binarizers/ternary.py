@@ -26,6 +26,7 @@ class TernaryWeight(WeightBinarizer):
         "Wang et al., Two-Step Quantization, CVPR 2018; Li et al., Ternary Weight Networks, 2016, arXiv:1605.04711"
     )
     plane_count = 2
+    choices: ClassVar[tuple[int, ...] | None] = (-1, 0, 1)
 
     def __init__(self, *, threshold: Literal["otwa", "twn"] = "otwa") -> None:
         super().__init__()

@@ -57,6 +57,17 @@ class BinaryLayer(nn.Module):
     def linear_map(self, x: Tensor, weight: Tensor, *, one: float = 1.0) -> Tensor:
         """The layer's map without its bias, padding included; `one` is what a padding of ones stands for."""
 
+    @abstractmethod
+    def windows(self, x: Tensor, *, one: float = 1.0) -> Tensor:
+        """What each position of the output sees of `x`, padding included, each group of filters its own part.
+
+        Shapes: (N, G, n, positions), n the weights of a filter.
+        """
+
+    @abstractmethod
+    def positions(self, y: Tensor) -> Tensor:
+        """An output of the layer in the order of `windows`. Shapes: (N, G, O / G, positions)."""
+
     def weight_planes(self) -> list[Plane]:
         """Planes of the latent weight as it stands."""
         return self.weight_binarizer.planes(self.weight)
@@ -90,12 +101,17 @@ class BinaryLayer(nn.Module):
         return gain.stands_for is None or are_binary[gain.stands_for]
 
     def _mixed(self, x: Tensor) -> Tensor:
-        one = 1.0
-        if self.input_binarizer is not None:
-            if self.inputs_are_binary and self.pads_ones:  # +1 in every plane
-                one = float(self.input_binarizer.scales().sum())
-            x = self.input_binarizer(x) if self.inputs_are_binary else self._relaxed_input(x)
+        x, one = self.effective_input(x)
         return self.linear_map(x, self.effective_weight(), one=one)
+
+    def effective_input(self, x: Tensor) -> tuple[Tensor, float]:
+        """The input that a training step multiplies with, and what a padding of ones stands for in it."""
+        if self.input_binarizer is None:
+            return x, 1.0
+        if not self.inputs_are_binary:
+            return self._relaxed_input(x), 1.0
+        # A padding of ones is +1 in every plane.
+        return self.input_binarizer(x), float(self.input_binarizer.scales().sum()) if self.pads_ones else 1.0
 
     def effective_weight(self) -> Tensor:
         """The weight that a training step multiplies with: quantized, or what stands for it in this stage."""

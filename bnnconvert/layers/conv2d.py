@@ -72,11 +72,23 @@ class BinaryConv2d(BinaryLayer):
         return self.pad_bit == "one" and any(self.padding)
 
     def linear_map(self, x: Tensor, weight: Tensor, *, one: float = 1.0) -> Tensor:
-        padding = self.padding
-        if self.pads_ones:
-            x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]), value=one)
-            padding = (0, 0)
+        x, padding = self._padded(x, one)
         return F.conv2d(x, weight, None, self.stride, padding, self.dilation, self.groups)
+
+    def windows(self, x: Tensor, *, one: float = 1.0) -> Tensor:
+        x, padding = self._padded(x, one)
+        return self.positions(F.unfold(x, self.weight.shape[2:], self.dilation, padding, self.stride))
+
+    def positions(self, y: Tensor) -> Tensor:
+        y = y.flatten(2)
+        return y.reshape(len(y), self.groups, -1, y.shape[2])
+
+    def _padded(self, x: Tensor, one: float) -> tuple[Tensor, tuple[int, int]]:
+        """Input with its padding of ones, and the padding of zeros that is left to do."""
+        if not self.pads_ones:
+            return x, self.padding
+        high, wide = self.padding
+        return F.pad(x, (wide, wide, high, high), value=one), (0, 0)
 
     def _per_channel(self, values: Tensor, like: Tensor) -> Tensor:
         return values.reshape(-1, 1, 1)

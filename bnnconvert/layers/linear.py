@@ -50,6 +50,12 @@ class BinaryLinear(BinaryLayer):
     def linear_map(self, x: Tensor, weight: Tensor, *, one: float = 1.0) -> Tensor:
         return F.linear(x, weight)
 
+    def windows(self, x: Tensor, *, one: float = 1.0) -> Tensor:
+        return x.flatten(1, -2).mT[:, None] if x.dim() > 2 else x[:, None, :, None]
+
+    def positions(self, y: Tensor) -> Tensor:
+        return self.windows(y)
+
     def _per_channel(self, values: Tensor, like: Tensor) -> Tensor:
         return values
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from bnnconvert.binarizers import EXAMPLE_SHAPE, build_input_binarizer, build_weight_binarizer
+from bnnconvert.binarizers import EXAMPLE_SHAPE, WEIGHT_BINARIZERS, build_input_binarizer, build_weight_binarizer
+from bnnconvert.binarizers.base import WeightBinarizer
 from bnnconvert.errors import UsageError
 from bnnconvert.exporters.draft import module_bytes
 from bnnconvert.gains import build_gain
@@ -38,7 +39,7 @@ from bnnconvert.train.reconstruct import Reconstruction, reconstruct
 from bnnconvert.values.data import Data, check_fits
 from bnnconvert.values.plan import Plan
 from bnnconvert.values.progress import Progress
-from bnnconvert.values.recipe import Recipe
+from bnnconvert.values.recipe import Named, Recipe
 from bnnconvert.values.run import SUFFIX, RunDirectory, find_run, new_run
 
 
@@ -125,6 +126,7 @@ def check_recipe(recipe: Recipe) -> list[Rewrite]:
         if rule.weights is not None:
             place = f"{where}.weights"
             weights.append((place, build_weight_binarizer(rule.weights, EXAMPLE_SHAPE, where=place)))
+            _check_fit(recipe, weights[-1][1], rule.gain, where=place)
         if rule.inputs is not None:
             build_input_binarizer(rule.inputs, 1, where=f"{where}.inputs")
         if rule.gain is not None:
@@ -134,6 +136,15 @@ def check_recipe(recipe: Recipe) -> list[Rewrite]:
     where = f"recipe {recipe.name!r}, training.optimizer"
     check_optimizer(recipe.training.optimizer, weights, EXAMPLE_SHAPE, where=where)
     return rewrites
+
+
+def _check_fit(recipe: Recipe, weights: WeightBinarizer, gain: Named | None, *, where: str) -> None:
+    if any(stage.fit for stage in recipe.training.stages) and (weights.choices is None or gain is not None):
+        able = ", ".join(repr(name) for name, row in WEIGHT_BINARIZERS.items() if row.choices is not None)
+        raise UsageError(
+            f"{where}: training.stages asks for a layer-wise `fit`, which is for {able} without a gain; choose one of "
+            "them, or leave `fit` out."
+        )
 
 
 def convert_model(

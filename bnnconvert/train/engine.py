@@ -73,6 +73,15 @@ def share_buffers(model: nn.Module) -> None:
         broadcast(buffer)
 
 
+@torch.no_grad()
+def share_parameters(model: nn.Module) -> None:
+    """Give every process the main one's parameters: what each has computed by itself may differ in the last digits."""
+    for parameter in model.parameters():
+        whole = parameter.contiguous()
+        broadcast(whole)
+        parameter.copy_(whole)
+
+
 def has_unused_parameters(student: nn.Module, spans: tuple[Span, ...], x: Tensor) -> bool:
     """Whether some stage leaves a trainable parameter without a gradient, found by trying on a copy.
 

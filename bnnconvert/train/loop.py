@@ -29,9 +29,10 @@ from bnnconvert.train.batches import (
 from bnnconvert.train.calibrate import calibrate_inputs, reestimate_batch_norm, set_batch_norm_momentum, train_mode
 from bnnconvert.train.checkpoint import State, collect_parts, restore_parts
 from bnnconvert.train.diagnose import refuse_bad_parameters
-from bnnconvert.train.engine import engine, has_unused_parameters, share_buffers
+from bnnconvert.train.engine import engine, has_unused_parameters, share_buffers, share_parameters
 from bnnconvert.train.gradients import GradientQuantizer
 from bnnconvert.train.latent import advance_schedules, freeze_weights, set_stage, weight_signs
+from bnnconvert.train.layer_wise import fit_batches, fit_weights, refuse_unfit
 from bnnconvert.train.layout import keep_gradient_layout, use_layout
 from bnnconvert.train.metrics import Tally, measure_accuracy
 from bnnconvert.train.monitor import dead_channels, flip_ratios
@@ -125,6 +126,7 @@ class FineTuning:
     ) -> None:
         self.student, self.setup, self.accelerator = student, setup, accelerator
         self.training, self.state = setup.training, State()
+        refuse_unfit(student, self.training)
         device, processes = accelerator.device, accelerator.num_processes
         self.views = Views.of(data, self.training.validation_share, seed=setup.seed, device=device)
         batch = whole_batch(self.training.batch_size, len(self.views.train), processes)
@@ -228,14 +230,30 @@ class FineTuning:
 
     def _begin_stage(self, span: Span) -> None:
         """Choose the binary operands and fit to them what depends on them."""
+        if span.stage.fit is not None:
+            self._fit_weights(span)
         self._set_stage(span)
         freeze_weights(self.student, span.stage.frozen)
         if span.index and self.training.schedule_spans == "stage":
             # A schedule that begins anew warms up anew, so the optimizer may forget the other stage's gradients.
             self.optimizer.state.clear()
-        if (span.stage.weights, span.stage.inputs) != (True, True) or span.index:
+        is_fitted = span.stage.fit is not None  # to what batch norm does as it stands
+        if not is_fitted and ((span.stage.weights, span.stage.inputs) != (True, True) or span.index):
             self._reestimate()
         self.state.stage = span.index
+        if is_fitted:
+            self.recorder.save(self.state, self._parts())  # a fit takes long enough not to be done twice
+
+    def _fit_weights(self, span: Span) -> None:
+        """Fit weights that are about to become binary to what the network does while they are float."""
+        inputs, before = span.stage.inputs, self.spans[span.index - 1].stage if span.index else None
+        freeze_weights(self.student, 0)
+        set_stage(self.student, weights=False, inputs=inputs)
+        if before is None or (before.weights, before.inputs) != (False, inputs):
+            self._reestimate()  # batch norm knows other operands
+        batches = fit_batches(self.views, self.batches.batch_size)
+        fit_weights(self.student, batches, seed=self.setup.seed, told=self.recorder.note)
+        share_parameters(self.student)
 
     def _set_stage(self, span: Span) -> None:
         set_stage(self.student, weights=span.stage.weights, inputs=span.stage.inputs)

@@ -104,6 +104,8 @@ class Stage(Section):
     """Whether weights are binary; a number is for a relaxation of so many bits."""
     inputs: Operand = True
     """Whether inputs are binary, in the same way."""
+    fit: Literal["layer-wise"] | None = None
+    """How weights that become binary are set: fitted layer by layer to the codes that the float weights lead to."""
     frozen: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of each filter's weights, largest first, that is set to plus or minus its mean magnitude and held there."""
     lr: Annotated[float, Field(gt=0)] | None = None
@@ -116,6 +118,8 @@ class Stage(Section):
             raise ValueError("`frozen` below 1 is for a stage with `weights = false`")
         if self.frozen == 1 and self.weights is not True:
             raise ValueError("where all weights are frozen they are binary; leave `weights` out")
+        if self.fit is not None and (self.weights is not True or self.frozen):
+            raise ValueError("`fit` is for a stage that makes the weights binary and freezes none")
         return self
 
 
@@ -203,6 +207,8 @@ class Training(Section):
                 raise ValueError(
                     f"frozen weights stay frozen until all are binary, and {after.frozen:g} follows {before.frozen:g}"
                 )
+            if after.fit is not None and before.weights is True:
+                raise ValueError("`fit` belongs to the stage in which the weights become binary, not to one after it")
         return self
 
 

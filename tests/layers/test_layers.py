@@ -34,6 +34,30 @@ def test_training_and_evaluation_forms_agree(inputs: str, pad_bit: str) -> None:
     torch.testing.assert_close(layer.train()(x), layer.eval()(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("pad_bit", ["zero", "one"])
+def test_filters_times_windows_are_the_map_of_a_convolution(pad_bit: str) -> None:
+    torch.manual_seed(0)
+    layer, x = conv(pad_bit=pad_bit), torch.randn(3, 6, 7, 9)
+    windows = layer.windows(x, one=0.3)
+    assert windows.shape == (3, 2, 27, 4 * 5)
+    made = layer.weight.reshape(2, 2, 27) @ windows
+    torch.testing.assert_close(made, layer.positions(layer.linear_map(x, layer.weight, one=0.3)))
+
+
+@pytest.mark.parametrize("shape", [(4, 10), (4, 5, 10), (4, 2, 3, 10)])
+def test_filters_times_windows_are_the_map_of_a_linear_layer(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    layer, x = (
+        BinaryLinear.from_float(
+            nn.Linear(10, 6), weight_binarizer=ScaledSignWeight(estimator=Clip()), input_binarizer=None
+        ),
+        torch.randn(shape),
+    )
+    windows = layer.windows(x)
+    assert windows.shape[:3] == (4, 1, 10)
+    torch.testing.assert_close(layer.weight @ windows, layer.positions(layer.linear_map(x, layer.weight)))
+
+
 def test_evaluation_form_is_scale_times_an_exact_integer() -> None:
     torch.manual_seed(0)
     layer, x = conv(bias=False).eval(), torch.randn(3, 6, 7, 9)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tests.train.toys import STAGES, make_data, make_student, make_teacher, run
+from tests.train.toys import FITTED, STAGES, make_data, make_student, make_teacher, make_ternary_student, run
 
 EXACT = {"optimizer": {"name": "sgd", "lr": 0.01}, "warmup": 0.0, "validation_share": 0.21}
 """Gradients are averaged in another order, so nothing that amplifies a rounding error: no Adam, no batch norm."""
@@ -58,7 +58,13 @@ def margin(folder: Path | None) -> tuple[torch.nn.Module, float]:
     return student, report.held_out_accuracy
 
 
-RUNS = {"plain": plain, "staged": staged, "joint": joint, "margin": margin}
+def fitted(folder: Path | None) -> tuple[torch.nn.Module, float]:
+    """A run whose weights are fitted layer by layer, each process by itself."""
+    student, report = run(folder, student=make_ternary_student(), training={"stages": FITTED})
+    return student, report.held_out_accuracy
+
+
+RUNS = {"plain": plain, "staged": staged, "joint": joint, "margin": margin, "fitted": fitted}
 
 
 if __name__ == "__main__":

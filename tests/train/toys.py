@@ -10,8 +10,10 @@ from torch.fx import GraphModule, Tracer
 
 from bnnconvert.binarizers.admm import AdmmWeight
 from bnnconvert.binarizers.base import Encoder, Plane
+from bnnconvert.binarizers.hwgq import HwgqInput
 from bnnconvert.binarizers.shifted_sign import ShiftedSignInput
 from bnnconvert.binarizers.sign import SignInput, SignWeight
+from bnnconvert.binarizers.ternary import TernaryWeight
 from bnnconvert.estimators.approx_sign import ApproxSign
 from bnnconvert.estimators.clip import Clip
 from bnnconvert.layers.base import BinaryLayer
@@ -104,6 +106,15 @@ def make_admm_student() -> GraphModule:
     return student
 
 
+def make_ternary_student() -> GraphModule:
+    """A student whose weights can be fitted layer by layer."""
+    student = make_student(drop=0.0)
+    for path, inputs in (("conv", HwgqInput(6)), ("hidden", SignInput(32, estimator=Clip()))):
+        layer = student.get_submodule(path)
+        layer.weight_binarizer, layer.input_binarizer = TernaryWeight(), inputs
+    return student
+
+
 def make_data(*, samples: int = 120, seed: int = 0, classes: int = CLASSES) -> Data:
     """Colour images of 8x8 whose brightest channel is the class."""
     generator = torch.Generator().manual_seed(seed)
@@ -165,3 +176,10 @@ STAGES = [
     {"share": 0.66, "lr": 0.02},
 ]
 """Two stages over 18 steps: the second begins in the epoch after the first, at step 6."""
+
+FITTED = [
+    {"share": 0.2, "weights": False, "inputs": False},
+    {"share": 0.4, "weights": False},
+    {"share": 0.4, "fit": "layer-wise"},
+]
+"""Three stages over 18 steps: the weights are fitted at step 10, inside the second epoch."""

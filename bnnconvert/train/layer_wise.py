@@ -1,0 +1,166 @@
+"""Weights that become binary are fitted layer by layer, as the second step of TSQ has it.
+
+In the order of execution, each layer gets the patches that the network with the layers before it already fitted gives
+it, and should lead to what it leads to in the network with float weights. What is between a layer and the quantizer
+that reads it - batch norm with its statistics as they stand, a max-pool, which takes one of the codes - belongs to the
+fit. Where something else reads the output, such as a residual sum, the output itself is fitted.
+
+Latent weights become the codes times their scale, which their binarizer gives back.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Interpreter, Node
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bnnconvert.errors import UsageError
+from bnnconvert.graph import BATCH_NORMS, PASS_THROUGH, input_of, module_of, only_user
+from bnnconvert.layers.base import BinaryLayer
+from bnnconvert.train.batches import generator_for
+from bnnconvert.train.latent import binary_layers
+from bnnconvert.train.layer_solver import Codes, Fit, Weights, fit
+from bnnconvert.train.views import Views
+from bnnconvert.values.recipe import Training
+
+SAMPLES, VALUES = 1024, 2**26
+"""How many samples to fit on, fewer where these are more values than that: two networks hold what is alive of them."""
+PATCHES, PER_WEIGHT = 2**15, 8
+"""Patches drawn for a layer, or so many for each weight of a filter where those are more."""
+
+
+def refuse_unfit(student: nn.Module, training: Training) -> None:
+    """Refuse a run with a layer-wise fit of a student that has weights of another form than codes times a scale.
+
+    Raises: UsageError naming the layer.
+    """
+    if all(stage.fit is None for stage in training.stages):
+        return
+    for path, layer in binary_layers(student):
+        if layer.weight_binarizer.choices is None or layer.gain is not None:
+            raise UsageError(
+                f"training.stages: a layer-wise `fit` is for weights that are codes times a scale per filter, without "
+                f"a gain, and those of {path} are not; leave `fit` out."
+            )
+
+
+def fit_batches(views: Views, size: int) -> list[Tensor]:
+    """Batches of `size` that a fit looks at, the same each time. Shapes: (N, C, ...)."""
+    samples = min(SAMPLES, VALUES // math.prod(views.data.sample_shape))
+    return list(views.clean_batches(max(1, math.ceil(samples / size)), size))
+
+
+@torch.no_grad()
+def fit_weights(student: GraphModule, batches: list[Tensor], *, seed: int, told: Callable[[str], None]) -> None:
+    """Make the weights of a student binary, in place; its inputs are what the stage has them.
+
+    Shapes: batches of (N, C, ...), the student's input.
+    """
+    was_training = student.training
+    student.eval()
+    layers = dict(binary_layers(student))
+    reference, fitted = _Walk(student, batches), _Walk(student, batches)
+    done: set[BinaryLayer] = set()
+    for node in student.graph.nodes:
+        layer = module_of(student, node)
+        reference.take(node)  # first: its layers are still float when it comes to them
+        if isinstance(layer, BinaryLayer) and layer not in done:
+            done.add(layer)
+            draws = generator_for(seed, "fit", str(node.target))
+            codes = _codes_after(student, node, layer)
+            found = _fit(layer, fitted.inputs(node), reference.outputs(node), codes, draws)
+            shares = " %, now ".join(f"{100 * share:.2f}" for share in found.shares)
+            what = "outputs" if codes is None else "codes"
+            told(f"{node.target} ({len(done)} of {len(layers)}) fitted: error of its {what} {shares} %.")
+        fitted.take(node)
+    student.train(was_training)
+
+
+class _Walk(Interpreter):
+    """Evaluates a graph node by node for several batches, and keeps the values that are still to be read."""
+
+    def __init__(self, graph: GraphModule, batches: list[Tensor]) -> None:
+        super().__init__(graph)
+        self.batches = batches
+        self.values: list[dict[Node, Tensor]] = [{} for _ in batches]
+
+    def take(self, node: Node) -> None:
+        """Evaluate the next node."""
+        for x, values in zip(self.batches, self.values, strict=True):
+            self.env = values
+            if node.op != "output":
+                values[node] = x if node.op == "placeholder" else self.run_node(node)
+            for spent in self.user_to_last_uses.get(node, []):
+                del values[spent]
+
+    def inputs(self, node: Node) -> Iterator[Tensor]:
+        """What enters a node that is not taken yet, batch by batch."""
+        return (values[input_of(node)] for values in self.values)
+
+    def outputs(self, node: Node) -> Iterator[Tensor]:
+        """What left a node, batch by batch."""
+        return (values[node] for values in self.values)
+
+
+def _fit(
+    layer: BinaryLayer, inputs: Iterator[Tensor], outputs: Iterator[Tensor], codes: Codes | None, draws: torch.Generator
+) -> Fit:
+    """Set a layer's weights."""
+    patches, wanted = _drawn(layer, list(inputs), outputs, draws)
+    assert layer.weight_binarizer.choices is not None
+    groups = len(patches)
+    start = layer.weight_binarizer(layer.weight).flatten(1).unflatten(0, (groups, -1))
+    scale = start.abs().amax(dim=2)
+    start = Weights((start / scale.clamp(min=torch.finfo(scale.dtype).tiny)[..., None]).round(), scale)
+    found = fit(patches, wanted, start, choices=layer.weight_binarizer.choices, codes=codes)
+    layer.weight.copy_(found.weights.values.reshape(layer.weight.shape))
+    layer.weight_binarizer.calibrate(layer.weight)
+    layer.weights_are_binary = True
+    return found
+
+
+def _drawn(
+    layer: BinaryLayer, inputs: list[Tensor], outputs: Iterator[Tensor], draws: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Patches that a layer sees, and the outputs without bias that belong to them. Shapes: (G, P, n), (G, P, O / G)."""
+    share = max(PATCHES, PER_WEIGHT * layer.weight[0].numel()) // len(inputs)
+    bias = layer.effective_bias()
+    patches, wanted = [], []
+    for x, y in zip(inputs, outputs, strict=True):
+        x, one = layer.effective_input(x)
+        seen, given = layer.windows(x, one=one), layer.positions(y)
+        count = seen.shape[0] * seen.shape[3]
+        chosen = torch.randperm(count, generator=draws)[:share].to(x.device)
+        sample, position = chosen // seen.shape[3], chosen % seen.shape[3]
+        patches.append(seen[sample, :, :, position])  # (P, G, n)
+        wanted.append(given[sample, :, :, position])
+    together = torch.cat(wanted).transpose(0, 1)
+    if bias is not None:
+        together = together - bias.reshape(len(together), 1, -1)
+    return torch.cat(patches).transpose(0, 1).contiguous(), together
+
+
+def _codes_after(student: GraphModule, node: Node, layer: BinaryLayer) -> Codes | None:
+    """The quantizer that alone reads a layer's output, and how the output gets there; None where there is none."""
+    bias = layer.effective_bias()
+    s = torch.ones(len(layer.weight), device=layer.weight.device)
+    t = torch.zeros_like(s) if bias is None else bias.clone()
+    while (reader := only_user(node)) is not None:
+        node, module = reader, module_of(student, reader)
+        if isinstance(module, BATCH_NORMS) and isinstance(module, _BatchNorm) and module.running_mean is not None:
+            if module.num_features != len(s):  # of sequences, whose axis 1 is another
+                return None
+            assert module.running_var is not None
+            factor = (module.running_var + module.eps).rsqrt()
+            factor = factor if module.weight is None else factor * module.weight
+            s, t = s * factor, (t - module.running_mean) * factor
+            t = t if module.bias is None else t + module.bias
+        elif isinstance(module, BinaryLayer):
+            quantize = module.input_binarizer if module.inputs_are_binary else None
+            ends = None if quantize is None else quantize.clip_range()
+            return None if quantize is None or ends is None else Codes(s, t, quantize, *ends)
+        elif not isinstance(module, (*PASS_THROUGH, nn.MaxPool2d)):
+            return None
+    return None
