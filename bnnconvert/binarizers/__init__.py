@@ -18,6 +18,7 @@ from bnnconvert.binarizers.dorefa import DorefaInput, DorefaWeight
 from bnnconvert.binarizers.dsq import DsqInput, DsqWeight
 from bnnconvert.binarizers.fqn import FqnInput, FqnWeight
 from bnnconvert.binarizers.horq import HorqInput
+from bnnconvert.binarizers.horq_patch import HorqPatchInput
 from bnnconvert.binarizers.hwgq import HwgqInput
 from bnnconvert.binarizers.lab import LabWeight
 from bnnconvert.binarizers.learned_scale import LearnedScaleWeight
@@ -77,6 +78,7 @@ INPUT_BINARIZERS: dict[str, type[InputBinarizer]] = {
     "tsq": TsqInput,
     "abc": AbcInput,
     "horq": HorqInput,
+    "horq-patch": HorqPatchInput,
     "fqn": FqnInput,
     "bitwise": BitwiseInput,
 }

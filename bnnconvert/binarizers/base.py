@@ -7,6 +7,7 @@ The layers, the packed format and the kernels know planes only, so a method is o
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -53,6 +54,8 @@ class WeightBinarizer(nn.Module, ABC):
     """
 
     source: ClassVar[str]
+    unpackable: ClassVar[str | None] = None
+    """Why layers with this row can be trained and not exported; None where they can be."""
     clip: float | None = None
     """Latent weights are clamped to [-clip, clip] after each optimizer step; None leaves them alone."""
     plane_count: int = 1
@@ -100,6 +103,8 @@ class InputBinarizer(nn.Module, ABC):
     """Binarizes the input of a layer. `channels` is the size of the input's channel axis (axis 1)."""
 
     source: ClassVar[str]
+    unpackable: ClassVar[str | None] = None
+    """Why layers with this row can be trained and not exported; None where they can be."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -134,6 +139,21 @@ class InputBinarizer(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """Quantized activation, sum of scaled planes; same shape as `x`."""
         return _sum(self.planes(x), x.dim())
+
+
+class WindowInput(InputBinarizer):
+    """Binarizes an input anew in each window of the kernel; its planes are what all windows have in common."""
+
+    @abstractmethod
+    def in_windows(self, x: Tensor, windows: Callable[[Tensor], Tensor], *, pads_ones: bool) -> Tensor:
+        """Quantized windows of `x`, which `windows` makes of any such tensor, padded with zeros; without a gradient.
+
+        Shapes: x (N, C, ...), windows (N, G, n, positions).
+        """
+
+    @abstractmethod
+    def passed(self, x: Tensor) -> Tensor:
+        """`x` with the gradient that it gets from a layer's map of it, straight through the quantizer."""
 
 
 def sign_encoder(threshold: Tensor) -> Encoder:

@@ -89,4 +89,6 @@ def finetune(
 
         render.table(epochs_table(report))
         render.lines(training_notes(report))
-    render.next_step("bnnconvert export" + ("" if run is None else f" {shlex.quote(str(run))}") + " --packed")
+    where = "" if run is None else f" {shlex.quote(str(run))}"
+    exports = pipeline.unpackable(student.recipe) is None
+    render.next_step(f"bnnconvert export{where} --packed" if exports else f"bnnconvert evaluate{where}")

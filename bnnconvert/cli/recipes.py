@@ -22,6 +22,7 @@ def recipes(
     as_json: options.AsJson = False,
 ) -> None:
     """List the recipes, or print one to copy and change."""
+    from bnnconvert import pipeline
     from bnnconvert.cli import render
     from bnnconvert.recipe import load_recipe, recipe_names, recipe_text
 
@@ -33,21 +34,25 @@ def recipes(
         _list_options(as_json=as_json)
         return
     found = [load_recipe(n) for n in ([name] if name is not None else recipe_names())]
+    reasons = [pipeline.unpackable(recipe) for recipe in found]
     if plot is not None:
         from bnnconvert.pipeline.curves import recipe_curves
         from bnnconvert.report.curves import draw_curves
 
         draw_curves(recipe_curves(found[0]), plot, title=found[0].title)
     if as_json:
-        render.as_json([recipe.model_dump(mode="json") for recipe in found])
+        shown = zip(found, reasons, strict=True)
+        render.as_json([recipe.model_dump(mode="json") | {"unpackable": reason} for recipe, reason in shown])
     elif plot is not None:
         render.lines([f"Surrogate gradients of {found[0].name}: {plot}"])
     elif name is not None:
         render.lines(recipe_text(name).splitlines())
+        if reasons[0] is not None:
+            render.note(f"It trains and cannot be exported: {reasons[0]}.")
     else:
         from bnnconvert.report.recipes import recipes_table
 
-        render.table(recipes_table(found))
+        render.table(recipes_table(found, exported=[reason is None for reason in reasons]))
         render.next_step("bnnconvert convert MODEL --recipe NAME, or bnnconvert recipes --options")
 
 

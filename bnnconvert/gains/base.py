@@ -41,6 +41,8 @@ class Gain(nn.Module, ABC):
     """A factor on the output of one binary layer. A row takes the layer's `site` in its constructor."""
 
     source: ClassVar[str]
+    unpackable: ClassVar[str | None] = None
+    """Why layers with this row can be trained and not exported; None where they can be."""
     stands_for: ClassVar[Operand | None] = None
     """The operand whose size the factor restores; it is left out in stages in which that operand is float."""
 

@@ -8,12 +8,13 @@ bit for bit: scale first, then planes added in the order p, m, then the gain whe
 """
 
 from abc import abstractmethod
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from bnnconvert.binarizers.base import InputBinarizer, Plane, WeightBinarizer
+from bnnconvert.binarizers.base import InputBinarizer, Plane, WeightBinarizer, WindowInput
 from bnnconvert.gains.base import Gain
 from bnnconvert.layers.levels import filter_levels, levels
 
@@ -68,6 +69,16 @@ class BinaryLayer(nn.Module):
     def positions(self, y: Tensor) -> Tensor:
         """An output of the layer in the order of `windows`. Shapes: (N, G, O / G, positions)."""
 
+    @abstractmethod
+    def from_positions(self, y: Tensor, x: Tensor) -> Tensor:
+        """An output for the input `x`, from the order of `windows`. Shapes: y (N, G, O / G, positions)."""
+
+    @property
+    def unpackable(self) -> str | None:
+        """Why this layer cannot be exported, as one of its rows says; None where none does."""
+        rows = (self.weight_binarizer, self.input_binarizer, self.gain)
+        return next((row.unpackable for row in rows if row is not None and row.unpackable is not None), None)
+
     def weight_planes(self) -> list[Plane]:
         """Planes of the latent weight as it stands."""
         return self.weight_binarizer.planes(self.weight)
@@ -87,7 +98,9 @@ class BinaryLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Output of the layer."""
-        if self.training or not (self.weights_are_binary and self.inputs_are_binary):
+        if self.inputs_are_binary and isinstance(self.input_binarizer, WindowInput):
+            y = self._by_windows(x)
+        elif self.training or not (self.weights_are_binary and self.inputs_are_binary):
             y = self._mixed(x)
         else:
             y = self._exact(x)
@@ -103,6 +116,24 @@ class BinaryLayer(nn.Module):
     def _mixed(self, x: Tensor) -> Tensor:
         x, one = self.effective_input(x)
         return self.linear_map(x, self.effective_weight(), one=one)
+
+    def _by_windows(self, x: Tensor) -> Tensor:
+        seen, weight = self.effective_windows(x), self.effective_weight()
+        filters = weight.reshape(seen.shape[1], -1, seen.shape[2])
+        y = self.from_positions(filters @ seen, x)
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return y
+        assert isinstance(self.input_binarizer, WindowInput)
+        through = self.linear_map(self.input_binarizer.passed(x), weight.detach())
+        return y + (through - through.detach())
+
+    def effective_windows(self, x: Tensor) -> Tensor:
+        """What the weights of a training step meet at each position. Shapes: (N, G, n, positions)."""
+        if self.inputs_are_binary and isinstance(self.input_binarizer, WindowInput):
+            padded = partial(self.windows, one=0.0)
+            return self.input_binarizer.in_windows(x, padded, pads_ones=self.pads_ones)
+        x, one = self.effective_input(x)
+        return self.windows(x, one=one)
 
     def effective_input(self, x: Tensor) -> tuple[Tensor, float]:
         """The input that a training step multiplies with, and what a padding of ones stands for in it."""

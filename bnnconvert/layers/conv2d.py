@@ -76,12 +76,20 @@ class BinaryConv2d(BinaryLayer):
         return F.conv2d(x, weight, None, self.stride, padding, self.dilation, self.groups)
 
     def windows(self, x: Tensor, *, one: float = 1.0) -> Tensor:
-        x, padding = self._padded(x, one)
-        return self.positions(F.unfold(x, self.weight.shape[2:], self.dilation, padding, self.stride))
+        x, (high, wide) = self._padded(x, one)
+        x = F.pad(x, (wide, wide, high, high)).contiguous()
+        for axis, stride, dilation in zip((2, 3), self.stride, self.dilation, strict=True):
+            x = x.unfold(axis, dilation * (self.weight.shape[axis] - 1) + 1, stride)[..., ::dilation]
+        columns = x.permute(0, 1, 4, 5, 2, 3).flatten(4).flatten(1, 3)  # one copy, several times as fast as F.unfold
+        return self.positions(columns)
 
     def positions(self, y: Tensor) -> Tensor:
         y = y.flatten(2)
         return y.reshape(len(y), self.groups, -1, y.shape[2])
+
+    def from_positions(self, y: Tensor, x: Tensor) -> Tensor:
+        settings = zip(x.shape[2:], self.weight.shape[2:], self.stride, self.padding, self.dilation, strict=True)
+        return y.reshape(len(y), -1, *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in settings))
 
     def _padded(self, x: Tensor, one: float) -> tuple[Tensor, tuple[int, int]]:
         """Input with its padding of ones, and the padding of zeros that is left to do."""

@@ -56,6 +56,9 @@ class BinaryLinear(BinaryLayer):
     def positions(self, y: Tensor) -> Tensor:
         return self.windows(y)
 
+    def from_positions(self, y: Tensor, x: Tensor) -> Tensor:
+        return y[:, 0].mT.reshape(*x.shape[:-1], -1)
+
     def _per_channel(self, values: Tensor, like: Tensor) -> Tensor:
         return values
 

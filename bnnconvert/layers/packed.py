@@ -157,11 +157,17 @@ class PackedLayer(nn.Module):
 def packed_layer(layer: BinaryLayer, path: str) -> PackedLayer:
     """Deployed form of `layer`.
 
-    Raises: RefusalError for a layer that is not binary yet, has values that are not finite or sums too long.
+    Raises: RefusalError for a layer that is not binary yet or has a row without a packed form, has values that are not
+        finite or sums too long.
     """
     if not (layer.weights_are_binary and (layer.is_weight_only or layer.inputs_are_binary)):
         raise RefusalError(
             f"{path}: its operands are still float in this stage of training; finish the fine-tuning first"
+        )
+    if layer.unpackable is not None:
+        raise RefusalError(
+            f"{path}: it trains and cannot be exported, as {layer.unpackable}; evaluate the run as it is, or convert "
+            "with another recipe"
         )
     packed = PackedLayer()
     if layer.input_binarizer is not None:

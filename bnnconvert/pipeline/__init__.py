@@ -3,7 +3,7 @@
 from bnnconvert.pipeline.bench import bench
 from bnnconvert.pipeline.budget import convert_within, parse_budget
 from bnnconvert.pipeline.compare import compare
-from bnnconvert.pipeline.convert import check_recipe, convert, convert_model, open_run
+from bnnconvert.pipeline.convert import check_recipe, convert, convert_model, open_run, unpackable
 from bnnconvert.pipeline.evaluate import evaluate
 from bnnconvert.pipeline.export import export
 from bnnconvert.pipeline.finetune import finetune
@@ -27,5 +27,6 @@ __all__ = [
     "open_run",
     "parse_budget",
     "sensitivity",
+    "unpackable",
     "verify",
 ]

@@ -14,10 +14,10 @@ from typing import Any
 from torch import Tensor
 from torch.fx import GraphModule
 
-from bnnconvert.errors import UsageError
+from bnnconvert.errors import RefusalError, UsageError
 from bnnconvert.load.data import load_data
 from bnnconvert.load.model import load_model
-from bnnconvert.pipeline.convert import check_recipe, convert_model, input_shape_of, traced
+from bnnconvert.pipeline.convert import check_recipe, convert_model, input_shape_of, traced, unpackable
 from bnnconvert.pipeline.mixture import FLOAT, INT8, Mixture, rules_as_toml
 from bnnconvert.pipeline.sensitivity import Ruler
 from bnnconvert.pipeline.student import Student, outputs_of, probe_input
@@ -55,6 +55,8 @@ def convert_within(
     text = recipe_text(recipe)
     parsed = parse_recipe(text, where=f"recipe {recipe!r}")
     check_recipe(parsed)
+    if reason := unpackable(parsed):
+        raise RefusalError(f"recipe {recipe!r} has no packed file to keep to a budget, as {reason}; choose another one")
     module = load_model(spec, model=model, trust_pickle=trust_pickle).module
     loaded = load_data(data, mean=mean, std=std)
     shape, _ = input_shape_of(module, input_shape, loaded)

@@ -4,15 +4,22 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace as changed
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from bnnconvert.binarizers import EXAMPLE_SHAPE, WEIGHT_BINARIZERS, build_input_binarizer, build_weight_binarizer
+from bnnconvert.binarizers import (
+    EXAMPLE_SHAPE,
+    INPUT_BINARIZERS,
+    WEIGHT_BINARIZERS,
+    build_input_binarizer,
+    build_weight_binarizer,
+)
 from bnnconvert.binarizers.base import WeightBinarizer
 from bnnconvert.errors import UsageError
 from bnnconvert.exporters.draft import module_bytes
-from bnnconvert.gains import build_gain
+from bnnconvert.gains import GAINS, build_gain
 from bnnconvert.gains.base import GainSite
 from bnnconvert.load.data import load_data
 from bnnconvert.load.model import LoadedModel, load_model
@@ -33,6 +40,7 @@ from bnnconvert.rewrite.runner import build_rewrites, run_rewrites
 from bnnconvert.trace.dataflow import layer_facts
 from bnnconvert.trace.tracer import trace
 from bnnconvert.train import prepare
+from bnnconvert.train.latent import binary_layers
 from bnnconvert.train.objective import build_losses
 from bnnconvert.train.optimizers import check_optimizer
 from bnnconvert.train.reconstruct import Reconstruction, reconstruct
@@ -85,7 +93,11 @@ def convert(
         notes = (*notes, _calibrated(made))
     elif loaded is not None:
         prepare(student, calibration_batches(loaded), frozen=recipe.training.keeps_statistics)
-    plan = changed(plan, warnings=warnings, predicted_bytes=predicted_bytes(student, plan, probe[0]))
+    obstacle = next(((path, why) for path, layer in binary_layers(student) if (why := layer.unpackable)), None)
+    if obstacle is not None:
+        notes = (*notes, f"The student trains and cannot be exported: {obstacle[0]}: {obstacle[1]}.")
+    size = predicted_bytes(student, plan, probe[0]) if obstacle is None else None
+    plan = changed(plan, warnings=warnings, predicted_bytes=size)
     return Student(
         student,
         teacher,
@@ -136,6 +148,19 @@ def check_recipe(recipe: Recipe) -> list[Rewrite]:
     where = f"recipe {recipe.name!r}, training.optimizer"
     check_optimizer(recipe.training.optimizer, weights, EXAMPLE_SHAPE, where=where)
     return rewrites
+
+
+def unpackable(recipe: Recipe) -> str | None:
+    """Why students of a recipe can be trained and not exported, as the rows say that it names; None where they can be.
+
+    Names are not checked.
+    """
+    for rule in recipe.layers:
+        for named, table in ((rule.weights, WEIGHT_BINARIZERS), (rule.inputs, INPUT_BINARIZERS), (rule.gain, GAINS)):
+            row: Any = None if named is None else table.get(named.name)
+            if named is not None and row is not None and row.unpackable is not None:
+                return f"{named.name!r}: {row.unpackable}"
+    return None
 
 
 def _check_fit(recipe: Recipe, weights: WeightBinarizer, gain: Named | None, *, where: str) -> None:

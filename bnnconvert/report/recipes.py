@@ -4,8 +4,12 @@ from bnnconvert.report.table import Column, Table, number
 from bnnconvert.values.recipe import Recipe
 
 
-def recipes_table(recipes: list[Recipe]) -> Table:
-    """One row per recipe."""
-    columns = (Column("recipe"), Column("title"), number("epochs"), Column("what it does"), Column("source"))
-    rows = tuple((r.name, r.title, str(r.training.epochs), r.summary, r.source) for r in recipes)
+def recipes_table(recipes: list[Recipe], *, exported: list[bool]) -> Table:
+    """One row per recipe; `exported` says whether its students can be."""
+    title, *words = map(Column, ("title", "exports", "what it does", "source"))
+    columns = (Column("recipe"), title, number("epochs"), *words)
+    rows = tuple(
+        (r.name, r.title, str(r.training.epochs), "yes" if exports else "no", r.summary, r.source)
+        for r, exports in zip(recipes, exported, strict=True)
+    )
     return Table("Recipes", columns, rows)

@@ -129,8 +129,7 @@ def _drawn(
     bias = layer.effective_bias()
     patches, wanted = [], []
     for x, y in zip(inputs, outputs, strict=True):
-        x, one = layer.effective_input(x)
-        seen, given = layer.windows(x, one=one), layer.positions(y)
+        seen, given = layer.effective_windows(x), layer.positions(y)
         count = seen.shape[0] * seen.shape[3]
         chosen = torch.randperm(count, generator=draws)[:share].to(x.device)
         sample, position = chosen // seen.shape[3], chosen % seen.shape[3]

@@ -30,7 +30,8 @@ def width_of(row: type) -> str | None:
 
 
 def rows(table: dict[str, type]) -> list[str]:
-    return [name for name, row in table.items() if width_of(row)]
+    """Those whose layers can be packed."""
+    return [name for name, row in table.items() if width_of(row) and row.unpackable is None]
 
 
 def make_input(name: str, bits: int, channels: int = 3) -> InputBinarizer:

@@ -10,7 +10,7 @@ import torch
 
 import bnnconvert
 from bnnconvert.binarizers import WEIGHT_BINARIZERS
-from bnnconvert.recipe import recipe_names
+from bnnconvert.recipe import recipe_names, recipe_text
 from bnnconvert.runtime import native
 from bnnconvert.train import reconstruct
 from bnnconvert.train.losses import LOSSES
@@ -144,6 +144,31 @@ def test_recipes_lists_what_any_recipe_may_ask_for(shell: Shell) -> None:
     assert ("training.stages", "weights") in listed
     assert all(row["text"] for row in listed.values())
     assert "rotation-margin" in shell.ok("recipes", "--options").stdout
+
+
+def test_recipes_that_cannot_be_exported_say_so_all_along(shell: Shell) -> None:
+    reason = "each window of its input has scales and residual signs of its own"
+    rows = {line.split()[0]: line for line in shell.ok("recipes").stdout.splitlines() if line.split()}
+    assert " no " in rows["horq-patch"]
+    assert " yes " in rows["horq"]
+    shown = shell.ok("recipes", "horq-patch")
+    assert shown.stdout == recipe_text("horq-patch")
+    assert f"It trains and cannot be exported: 'horq-patch': {reason}" in shown.stderr
+    assert "cannot be exported" not in shell.ok("recipes", "horq").stderr
+    found = {recipe["name"]: recipe["unpackable"] for recipe in shell.json("recipes")}
+    assert reason in found.pop("horq-patch")
+    assert set(found.values()) == {None}
+
+    torch.save(small_net(), "model.pt")
+    converted = shell.ok("convert", "model.pt", "--recipe", "horq-patch")
+    assert f"The student trains and cannot be exported: 3: {reason}" in converted.stderr
+    assert "packed tensors" not in converted.stdout
+    tuned = shell.ok("finetune", "--data", "digits", "--max-steps", "2", "--device", "cpu")
+    assert "Next: bnnconvert evaluate" in tuned.stderr
+    assert shell.json("evaluate")["samples"] == 359
+    assert f"3: it trains and cannot be exported, as {reason}" in shell.refused("export", "--packed", code=1)
+    budget = ("convert", "model.pt", "--recipe", "horq-patch", "--data", "digits", "--budget", "max-drop=2")
+    assert "has no packed file to keep to a budget" in shell.refused(*budget, code=1)
 
 
 def test_recipes_plots_the_gradients_of_one(shell: Shell) -> None:

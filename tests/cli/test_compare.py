@@ -63,6 +63,26 @@ def test_recipes_are_compared_and_go_on_where_they_were_stopped(compared: Shell)
     assert "other settings of recipe 'xnor'" in compared.refused(*LINE, "xnor", code=2)
 
 
+def test_a_recipe_that_cannot_be_exported_has_figures_without_a_packed_file(shell: Shell) -> None:
+    torch.manual_seed(0)
+    torch.save(small_net(), "model.pt")
+    shown = shell.ok(*LINE, "horq-patch").stdout
+    found = json.loads(Path("compare/compare.json").read_text())
+    (recipe,) = found["recipes"]
+    assert recipe["refusal"].startswith("3: it trains and cannot be exported")
+    assert recipe["figures"]["samples"] == 359
+    assert recipe["figures"]["step_ratio"] > 0.5
+    assert recipe["figures"]["packed"] is None
+    assert recipe["figures"]["file_bytes"] is None
+    assert found["milliseconds"] == {}
+    assert "horq-patch: 3: it trains and cannot be exported" in shown
+    assert not list(Path("compare").glob("*.packed.safetensors"))
+    line = next(line for line in Path("compare/table.md").read_text().splitlines() if "horq-patch" in line)
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert all(cells[1:4])
+    assert cells[4:8] == [""] * 4
+
+
 def test_wrong_words_are_refused_before_anything_is_written(shell: Shell) -> None:
     torch.save(small_net(), "model.pt")
     assert "did you mean 'xnor'" in shell.refused(*LINE, "xnor,xnro", code=2)

@@ -1,4 +1,7 @@
-"""Every shipped recipe: parsed, named right, converted, trained two steps, exported and verified on small networks."""
+"""Every shipped recipe: parsed, named right, converted, trained two steps, exported and verified on small networks.
+
+A recipe that says that it cannot be exported is refused there.
+"""
 
 from pathlib import Path
 
@@ -9,7 +12,7 @@ from torch import nn
 import bnnconvert
 from bnnconvert.errors import RefusalError, UsageError
 from bnnconvert.layers.base import BinaryLayer
-from bnnconvert.pipeline import check_recipe
+from bnnconvert.pipeline import check_recipe, unpackable
 from bnnconvert.recipe import load_recipe, parse_recipe, recipe_names, recipe_text
 from bnnconvert.train import clip_latent
 from bnnconvert.train.scratch import start_anew
@@ -74,6 +77,11 @@ def test_recipe_goes_the_whole_way(name: str, network: str, tmp_path: Path) -> N
     assert report.steps == 2 * stages * report.members
     moved = [k for k, v in student.model.state_dict().items() if not torch.equal(v, before[k])]
     assert any(k.endswith("weight") for k in moved)
+    if unpackable(student.recipe):
+        with pytest.raises(RefusalError, match="cannot be exported") as refusal:
+            bnnconvert.export(student, tmp_path / "m.packed.safetensors")
+        assert str(refusal.value).split(":")[0] in {p.facts.path for p in student.plan.layers}
+        return
     exported = bnnconvert.export(student, tmp_path / "m.packed.safetensors")
     assert exported.predicted_bytes == exported.tensor_bytes
     for layer in exported.layers:
