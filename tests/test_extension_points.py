@@ -22,6 +22,7 @@ from bnnconvert.lower.folds.table import FOLDS
 from bnnconvert.recipe import load_recipe, recipe_names, recipes_folder
 from bnnconvert.rewrite import REWRITES
 from bnnconvert.rewrite.base import Promise, Rewrite
+from bnnconvert.tasks import TASKS
 from bnnconvert.train.losses import LOSSES
 from bnnconvert.train.losses.base import Loss
 from bnnconvert.train.optimizers import OPTIMIZERS
@@ -41,6 +42,7 @@ POINTS: dict[str, tuple[str, Mapping[str, Any], set[str]]] = {
     "optimizers": ("train/optimizers", OPTIMIZERS, {"base", "groups"}),
     "folds": ("lower/folds", FOLDS, {"base", "table"}),
     "targets": ("exporters", {n: t.write for n, t in TARGETS.items()}, {"table", "verify", "boundary", "draft"}),
+    "tasks": ("tasks", TASKS, {"base"}),
     "commands": ("cli", COMMANDS, {"app", "failures", "options", "render", "arrays"}),
 }
 SOURCED: list[tuple[type, Mapping[str, Any]]] = [

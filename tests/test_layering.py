@@ -11,7 +11,7 @@ LAYERS: list[set[str]] = [
     {"errors", "bits"},
     {"values"},
     {"channels"},
-    {"recipe", "binarizers", "estimators", "gains"},
+    {"recipe", "binarizers", "estimators", "gains", "tasks"},
     {"layers", "artifact", "graph"},
     {"load", "trace", "plan", "rewrite", "train", "lower", "runtime"},
     {"bench", "exporters", "report"},
@@ -68,8 +68,14 @@ def test_imports_go_down(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("package", "only"),
-    [("rich", {"cli/render.py"}), ("typer", {"cli"}), ("accelerate", {"train"}), ("matplotlib", {"report/figure.py"})],
-    ids=["rich", "typer", "accelerate", "matplotlib"],
+    [
+        ("rich", {"cli/render.py"}),
+        ("typer", {"cli"}),
+        ("accelerate", {"train"}),
+        ("matplotlib", {"report/figure.py"}),
+        ("torchmetrics", {"tasks/base.py"}),
+    ],
+    ids=["rich", "typer", "accelerate", "matplotlib", "torchmetrics"],
 )
 def test_only_one_place_imports(package: str, only: set[str]) -> None:
     users = {

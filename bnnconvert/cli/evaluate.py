@@ -1,4 +1,4 @@
-"""`bnnconvert evaluate`: top-1 accuracy of a run's student, an artifact or a float model."""
+"""`bnnconvert evaluate`: top-1 accuracy, or another task's score, of a run's student, an artifact or a float model."""
 
 from dataclasses import asdict
 from enum import StrEnum
@@ -27,13 +27,14 @@ def evaluate(
     split: Annotated[Split, typer.Option(help="Part of the data.")] = Split.TEST,
     mean: options.Mean = None,
     std: options.Std = None,
+    task: options.Task = None,
     model: options.Factory = None,
     trust_pickle: options.TrustPickle = False,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Samples at a time.")] = 500,
     threads: Annotated[int, typer.Option(metavar="N", min=1, help="Threads of an artifact's session.")] = 1,
     as_json: options.AsJson = False,
 ) -> None:
-    """Measure the accuracy of a run, artifact or model."""
+    """Measure the accuracy, or another task's score, of a run, artifact or model."""
     means, stds = options.numbers_of(mean, "--mean"), options.numbers_of(std, "--std")
     from bnnconvert import pipeline
     from bnnconvert.cli import render
@@ -49,6 +50,7 @@ def evaluate(
             split=split.value,
             mean=means,
             std=stds,
+            task=task,
             model=model,
             trust_pickle=trust_pickle,
             batch_size=batch_size,
@@ -58,10 +60,12 @@ def evaluate(
     if as_json:
         render.as_json(asdict(report))
         return
+    share = as_percent(report.accuracy)
+    score = f"{share} of" if report.metric == "accuracy" else f"{report.metric} {share} on"
     render.lines(
         [
             (
-                f"{report.target}: {as_percent(report.accuracy)} of {report.samples:,} {report.split} samples "
+                f"{report.target}: {score} {report.samples:,} {report.split} samples "
                 f"({report.kind}, {as_duration(report.seconds)})."
             )
         ]

@@ -32,6 +32,7 @@ def finetune(
     data: options.Data = None,
     mean: options.Mean = None,
     std: options.Std = None,
+    task: options.Task = None,
     epochs: Annotated[int | None, typer.Option(metavar="N", help="Default: the recipe's.")] = None,
     max_steps: Annotated[int | None, typer.Option(metavar="N", help="Stop after so many steps.")] = None,
     batch_size: Annotated[
@@ -68,6 +69,7 @@ def finetune(
             data,
             mean=means,
             std=stds,
+            task=task,
             resume=resume,
             restart=restart,
             progress=bar,

@@ -28,6 +28,14 @@ Mean = Annotated[
 Std = Annotated[
     str | None, typer.Option(metavar="A,B,C", help="Standard deviation per channel; default: the training set's.")
 ]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|PKG.MOD:OBJ",
+        help="classification, multi-label, regression, segmentation or your own; default: the run's.",
+        show_default=False,
+    ),
+]
 TrustPickle = Annotated[
     bool, typer.Option("--trust-pickle", help="Run whatever code the model file holds. Only for files that you trust.")
 ]

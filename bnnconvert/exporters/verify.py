@@ -29,13 +29,16 @@ from bnnconvert.exporters.boundary import EngineCheck, Flips, at_boundary, diffe
 from bnnconvert.layers.base import BinaryLayer
 from bnnconvert.layers.conv2d import BinaryConv2d
 from bnnconvert.runtime.session import Session, flattened
+from bnnconvert.tasks import CLASSIFICATION, Task
 from bnnconvert.values.program import Value
 from bnnconvert.values.report import LayerFlips, VerifyReport
 
 
-def verify(student: GraphModule, session: Session, batches: Iterable[Tensor]) -> VerifyReport:
+def verify(
+    student: GraphModule, session: Session, batches: Iterable[Tensor], *, task: Task = CLASSIFICATION
+) -> VerifyReport:
     """Run both on every batch and account for every difference; the student's mode is left as it was."""
-    tally = _Tally()
+    tally = _Tally(task)
     with evaluation(student), torch.no_grad():
         for x in batches:
             recorder = Recorder(student)
@@ -146,8 +149,9 @@ class _LayerFlips:
 class _Tally:
     """Sums over batches."""
 
+    task: Task
     samples: int = 0
-    agreeing: int = 0
+    agreeing: float = 0
     differing: int = 0
     unexplained: int = 0
     largest: float = 0.0
@@ -160,8 +164,8 @@ class _Tally:
         differs, largest = differing(actual, expected)
         self.largest = max(self.largest, largest)
         if actual:
-            top = [np.argmax(side[0].reshape(len(side[0]), -1), axis=1) for side in (actual, expected)]
-            self.agreeing += int((top[0] == top[1]).sum())
+            ours, theirs = (torch.from_numpy(np.ascontiguousarray(side[0])) for side in (actual, expected))
+            self.agreeing += float(self.task.agreement(ours, theirs).sum())
         self.samples += len(differs)
         self.differing += int(differs.sum())
         self.unexplained += int((differs & ~(flips.flips.parted & flips.flips.explained)).sum())
@@ -186,6 +190,7 @@ class _Tally:
             isa,
             self.engine_differing,
             self.engine_unexplained,
+            self.task.same,
         )
 
 

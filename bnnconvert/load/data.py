@@ -10,6 +10,7 @@ from bnnconvert.load import cifar, digits, factory_data, idx, image_folder
 from bnnconvert.load.image_folder import ImageFiles
 from bnnconvert.load.splits import Splits
 from bnnconvert.load.statistics import channel_statistics
+from bnnconvert.tasks import CLASSIFICATION, Task
 from bnnconvert.values.data import Data, Images
 
 
@@ -31,7 +32,13 @@ SOURCES: dict[str, Source] = {
 """Tried in this order."""
 
 
-def load_data(spec: str | Path, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> Data:
+def load_data(
+    spec: str | Path,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    task: Task = CLASSIFICATION,
+) -> Data:
     """Load data from a folder, `digits` or `package.module:factory`.
 
     `mean` and `std` are by default those of the training set. Where they are given, image files are not decoded before
@@ -45,7 +52,15 @@ def load_data(spec: str | Path, *, mean: Sequence[float] | None = None, std: Seq
     source = next((row for row in SOURCES.values() if row.recognises(spec)), None)
     if source is None:
         raise _unknown(spec)
-    splits = source.read(spec)
+    if task.name == "classification":
+        splits = source.read(spec)
+    elif source.read is factory_data.read:
+        splits = factory_data.read(spec, task)
+    else:
+        raise UsageError(
+            f"{spec}: has one class per image, which is no data for {task.name}; give data sets of your own with "
+            "--data package.module:factory."
+        )
     means, stds = _normalisation(splits, mean, std, spec)
     return Data(splits.train, splits.test, splits.classes, splits.sample_shape, splits.scale, means, stds, spec)
 

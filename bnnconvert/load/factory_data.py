@@ -11,16 +11,18 @@ from torch.utils.data import IterableDataset
 from bnnconvert.errors import UsageError, brief
 from bnnconvert.load.splits import Splits
 from bnnconvert.load.user_code import call_factory, is_factory
+from bnnconvert.tasks import CLASSIFICATION, Task
 from bnnconvert.values.data import Sample, Samples
 
 
 class FactorySamples(Samples):
     """A data set of the user's, its samples checked to be an image and a label."""
 
-    def __init__(self, dataset: Any, where: str) -> None:
+    def __init__(self, dataset: Any, where: str, task: Task = CLASSIFICATION) -> None:
         self.dataset = dataset
         self.where = where
-        self.labels = _known_labels(dataset)
+        self.task = task
+        self.labels = _known_labels(dataset) if task.name == "classification" else None
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -35,8 +37,15 @@ class FactorySamples(Samples):
             raise UsageError(f"{self.where}: an image is {kind}; it must be a float or uint8 tensor (C, H, W).")
         return image, self._label(label)
 
-    def _label(self, label: Any) -> int:
-        """The label as an integer."""
+    def _label(self, label: Any) -> int | Tensor:
+        """The label as an integer, or what the task makes of it."""
+        if self.task.name != "classification":
+            try:
+                return self.task.target(label)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise UsageError(
+                    f"{self.where}: a target is no target of {self.task.name} ({brief(error)})."
+                ) from error
         try:
             return index(label.item() if isinstance(label, Tensor) else label)  # type: ignore[arg-type]  # checked here
         except (TypeError, RuntimeError) as error:
@@ -48,7 +57,7 @@ def recognises(spec: str) -> bool:
     return is_factory(spec)
 
 
-def read(spec: str) -> Splits:
+def read(spec: str, task: Task = CLASSIFICATION) -> Splits:
     """The two data sets; uint8 images are normalised like those of a folder, float ones are left as they are.
 
     Raises: UsageError where the factory fails or gives something else.
@@ -59,8 +68,8 @@ def read(spec: str) -> Splits:
             f"{spec}: gave a {type(made).__name__}; it must return a pair of data sets (train, validation), the second "
             "of which may be None."
         )
-    train = _checked(made[0], spec, "training")
-    test = None if made[1] is None else _checked(made[1], spec, "validation")
+    train = _checked(made[0], spec, "training", task)
+    test = None if made[1] is None else _checked(made[1], spec, "validation", task)
     first = _first(train)
     if test is not None:
         second = _first(test)
@@ -73,7 +82,7 @@ def read(spec: str) -> Splits:
     return Splits(train, test, _classes(made[0]), tuple(first.shape), scale)
 
 
-def _checked(dataset: Any, where: str, name: str) -> FactorySamples:
+def _checked(dataset: Any, where: str, name: str, task: Task) -> FactorySamples:
     """A data set with a length and items."""
     if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
         raise UsageError(
@@ -82,7 +91,7 @@ def _checked(dataset: Any, where: str, name: str) -> FactorySamples:
         )
     if not len(dataset):
         raise UsageError(f"{where}: the {name} set is empty; give at least one sample.")
-    return FactorySamples(dataset, where)
+    return FactorySamples(dataset, where, task)
 
 
 def _first(samples: FactorySamples) -> Tensor:

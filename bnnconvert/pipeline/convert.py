@@ -245,7 +245,7 @@ def convert_again(student: Student, data: Data) -> None:
             shape_is_guessed=False,
             data=record.data,
         )
-        run.write(run.read().model_copy(update={"source": record.source}))
+        run.write(run.read().model_copy(update={"source": record.source, "task": record.task}))
     student.model, student.teacher, student.plan = fresh.model, fresh.teacher, fresh.plan
     student.input_shape, student.shape_is_guessed = fresh.input_shape, False
 
@@ -263,6 +263,7 @@ def open_run(path: str | Path | None = None) -> Student:
     )
     load_weights(student.model, run)
     student.run, student.data, student.shape_is_guessed = run, record.data, record.shape_is_guessed
+    student.task = record.task
     return student
 
 

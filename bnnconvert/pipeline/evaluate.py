@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from bnnconvert.errors import UsageError
+from bnnconvert.load.task import load_task
 from bnnconvert.pipeline.student import Student, evaluation_data
 from bnnconvert.pipeline.targets import Target, kind_of, label_of, open_target, recorded_data
 from bnnconvert.runtime import Session
@@ -23,19 +24,21 @@ def evaluate(
     split: Literal["test", "train"] = "test",
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    task: str | None = None,
     model: str | None = None,
     trust_pickle: bool = False,
     batch_size: int = 500,
     threads: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationReport:
-    """Top-1 accuracy of a run's student, an artifact or a float model on a split of the data.
+    """Score of a run's student, an artifact or a float model on a split of the data, by default top-1 accuracy.
 
     Raises: UsageError, RefusalError, ArtifactError.
     """
     opened = open_target(target, model=model, trust_pickle=trust_pickle, threads=threads)
     kind, record = kind_of(opened), recorded_data(opened)
-    loaded = evaluation_data(data, record, mean, std)
+    chosen = load_task(task or (opened.task if isinstance(opened, Student) else "classification"))
+    loaded = evaluation_data(data, record, mean, std, task=chosen)
     samples = loaded.test if split == "test" else loaded.train
     if samples is None:
         raise UsageError(f"{loaded.source}: has no test set; add test/ or val/, or give --split train.")
@@ -52,9 +55,17 @@ def evaluate(
 
     start = time.perf_counter()
     with torch.no_grad():
-        accuracy = evaluate_samples(watched, samples, loaded, batch_size=batch_size, as_numpy=kind == "artifact")
+        accuracy = evaluate_samples(
+            watched, samples, loaded, task=chosen, batch_size=batch_size, as_numpy=kind == "artifact"
+        )
     return EvaluationReport(
-        accuracy.accuracy, accuracy.samples, kind, label_of(target, opened), split, time.perf_counter() - start
+        accuracy.accuracy,
+        accuracy.samples,
+        kind,
+        label_of(target, opened),
+        split,
+        time.perf_counter() - start,
+        chosen.metric,
     )
 
 

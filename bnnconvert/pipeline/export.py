@@ -15,10 +15,12 @@ from bnnconvert.errors import RefusalError, UsageError
 from bnnconvert.exporters.table import TARGETS
 from bnnconvert.exporters.verify import Recorder, student_bits
 from bnnconvert.layers.base import BinaryLayer
+from bnnconvert.load.task import load_task
 from bnnconvert.lower.edges import calibrate, with_edges
 from bnnconvert.lower.predictors import calibrate as calibrate_predictors
 from bnnconvert.lower.predictors import tallies, with_predictors
 from bnnconvert.pipeline.student import Student, calibration_batches, evaluation_data, probe_input
+from bnnconvert.tasks import Task
 from bnnconvert.train import evaluate_samples
 from bnnconvert.values.data import Data
 from bnnconvert.values.plan import Plan
@@ -54,11 +56,12 @@ def export(
         raise UsageError("export: data is for calibrating 8-bit ends; give --edges int8 with it, or leave it out.")
     model, cost, predictions = student.model.cpu().eval(), None, None
     if layers or shares:
-        found = evaluation_data(data, student.data, mean, std, purpose="calibrate")
+        kind = load_task(student.task)
+        found = evaluation_data(data, student.data, mean, std, purpose="calibrate", task=kind)
         if layers:
-            model, cost = _in_int8(model, layers, found)
+            model, cost = _in_int8(model, layers, found, kind)
         if shares:
-            model, predictions = _predicted(model, student.plan, found)
+            model, predictions = _predicted(model, student.plan, found, kind)
     report = wanted.write(
         model,
         target,
@@ -81,17 +84,17 @@ def _int8_layers(student: Student, edges: str) -> list[str]:
     return [layer.facts.path for layer in floats if layer.int8 or (edges == "int8" and layer in ends)]
 
 
-def _in_int8(before: GraphModule, layers: list[str], data: Data) -> tuple[GraphModule, EdgesReport]:
+def _in_int8(before: GraphModule, layers: list[str], data: Data, task: Task) -> tuple[GraphModule, EdgesReport]:
     """A student with these float layers in 8 bits, and what that costs."""
     batches = list(calibration_batches(data))
     after = with_edges(before, calibrate(before, layers, batches))
-    compared = _accuracies(before, after, data)
+    compared = _accuracies(before, after, data, task)
     with torch.no_grad():
         flipped = _flipped(before, after, batches[0])
     return after, EdgesReport(tuple(layers), *compared, flipped)
 
 
-def _predicted(before: GraphModule, plan: Plan, data: Data) -> tuple[GraphModule, PredictionReport]:
+def _predicted(before: GraphModule, plan: Plan, data: Data, task: Task) -> tuple[GraphModule, PredictionReport]:
     """A student with the plan's predictors, and what they save and cost."""
     after = with_predictors(before, calibrate_predictors(before, plan.predicted, calibration_batches(data)))
     layers = []
@@ -100,14 +103,14 @@ def _predicted(before: GraphModule, plan: Plan, data: Data) -> tuple[GraphModule
         assert layer is not None
         avoided, missed = 1 - tally.computed / tally.outputs, tally.missed / max(1, tally.positive)
         layers.append(PredictedLayerReport(path, layer.now.macs, avoided, missed))
-    return after, PredictionReport(tuple(layers), *_accuracies(before, after, data))
+    return after, PredictionReport(tuple(layers), *_accuracies(before, after, data, task))
 
 
-def _accuracies(before: GraphModule, after: GraphModule, data: Data) -> tuple[int, str, float, float]:
-    """Number of samples, their split, and the accuracy of two students on them."""
+def _accuracies(before: GraphModule, after: GraphModule, data: Data, task: Task) -> tuple[int, str, float, float]:
+    """Number of samples, their split, and the task's score of two students on them."""
     split, samples = ("train", data.train) if data.test is None else ("test", data.test)
     with torch.no_grad():
-        one, two = (evaluate_samples(model, samples, data, batch_size=250) for model in (before, after))
+        one, two = (evaluate_samples(model, samples, data, task=task, batch_size=250) for model in (before, after))
     return one.samples, split, one.accuracy, two.accuracy
 
 

@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 from bnnconvert.errors import UsageError
 from bnnconvert.graph import members_of
 from bnnconvert.load.data import load_data
+from bnnconvert.load.task import load_task
 from bnnconvert.pipeline.convert import convert_again
-from bnnconvert.pipeline.student import Student, data_record, outputs_of, probe_input
+from bnnconvert.pipeline.student import Student, classes_of, data_record, probe_input
+from bnnconvert.tasks import Task
 from bnnconvert.trace.tracer import run_example
 from bnnconvert.train import finetune as train_student
 from bnnconvert.train.ensemble import finetune_ensemble
@@ -28,6 +30,7 @@ def finetune(
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    task: str | None = None,
     resume: bool = False,
     restart: bool = False,
     progress: Progress | None = None,
@@ -36,14 +39,17 @@ def finetune(
     """Fine-tune the student in place, with the original as its teacher.
 
     Options are those of `bnnconvert.train.finetune`: epochs, max_steps, batch_size, lr, device, seed, augment,
-    mixed_precision, compile, workers.
+    mixed_precision, compile, workers. `task` is a name or `package.module:object`, by default the student's own;
+    the run records it.
 
     Raises: UsageError, RefusalError.
     """
-    loaded = _training_data(student, data, mean, std)
+    kind = load_task(task or student.task)
+    student.task = task or student.task
+    loaded = _training_data(student, data, mean, std, kind)
     if _guess_is_wrong(student, loaded):
         convert_again(student, loaded)
-    check_fits(loaded, student.input_shape, outputs_of(student.teacher, probe_input(student.input_shape, None)))
+    check_fits(loaded, student.input_shape, classes_of(student.teacher, probe_input(student.input_shape, None), kind))
     run = student.run
     main = int(os.environ.get("RANK", "0")) == 0
     with hold(run.path) if run is not None and main else nullcontext():
@@ -58,11 +64,12 @@ def finetune(
             folder=None if run is None else run.path,
             resume=resume,
             progress=progress,
+            task=kind,
             **options,
         )
         student.data = data_record(loaded)
         if run is not None and main:
-            metrics = {"held_out_accuracy": report.held_out_accuracy, "epochs": float(report.epochs)}
+            metrics = {f"held_out_{report.metric}": report.held_out_accuracy, "epochs": float(report.epochs)}
             run.write(run.read().model_copy(update={"metrics": metrics}))
     return report
 
@@ -81,7 +88,7 @@ def _prepare(run: RunDirectory, student: Student, data: Data, *, resume: bool, r
     if not resume:
         student.model.load_state_dict(load_file(run.file("student.safetensors")))
     if main:
-        run.write(run.read().model_copy(update={"data": data_record(data)}))
+        run.write(run.read().model_copy(update={"data": data_record(data), "task": student.task}))
 
 
 def _guess_is_wrong(student: Student, data: Data) -> bool:
@@ -98,7 +105,7 @@ def _guess_is_wrong(student: Student, data: Data) -> bool:
 
 
 def _training_data(
-    student: Student, data: str | Data | None, mean: Sequence[float] | None, std: Sequence[float] | None
+    student: Student, data: str | Data | None, mean: Sequence[float] | None, std: Sequence[float] | None, task: Task
 ) -> Data:
     if isinstance(data, Data):
         return data
@@ -107,5 +114,7 @@ def _training_data(
         raise UsageError("There is no data to fine-tune on; give it with --data DIR.")
     if data is None or (recorded is not None and data == recorded.source):
         assert recorded is not None
-        return load_data(recorded.source, mean=mean or recorded.mean or None, std=std or recorded.std or None)
-    return load_data(data, mean=mean, std=std)
+        return load_data(
+            recorded.source, mean=mean or recorded.mean or None, std=std or recorded.std or None, task=task
+        )
+    return load_data(data, mean=mean, std=std, task=task)

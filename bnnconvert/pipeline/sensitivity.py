@@ -44,6 +44,8 @@ def sensitivity(
     Raises: UsageError, RefusalError.
     """
     student = run if isinstance(run, Student) else open_run(run)
+    if student.task != "classification":
+        raise RefusalError(f"The run's task is {student.task}; only classifiers can be measured here.")
     loaded = evaluation_data(data, student.data, mean, std, purpose="measure")
     outputs = outputs_of(student.teacher, probe_input(student.input_shape, None))
     check_fits(loaded, student.input_shape, outputs)

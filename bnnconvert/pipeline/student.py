@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 from bnnconvert.errors import UsageError
 from bnnconvert.load.data import load_data
 from bnnconvert.load.user_code import is_factory
+from bnnconvert.tasks import CLASSIFICATION, Task
 from bnnconvert.values.data import Data, Samples
 from bnnconvert.values.plan import Plan
 from bnnconvert.values.recipe import Recipe
@@ -33,6 +34,7 @@ class Student:
     shape_is_guessed: bool = False
     run: RunDirectory | None = None
     data: DataRecord | None = None
+    task: str = "classification"
     notes: tuple[str, ...] = ()
 
 
@@ -63,6 +65,11 @@ def outputs_of(model: nn.Module, probe: tuple[Tensor, ...]) -> int | None:
     return int(output.shape[1]) if isinstance(output, Tensor) and output.dim() == 2 else None
 
 
+def classes_of(model: nn.Module, probe: tuple[Tensor, ...], task: Task) -> int | None:
+    """Number of the model's logits where the task is to tell classes, so that labels can be compared with it."""
+    return outputs_of(model, probe) if task.name == "classification" else None
+
+
 def data_record(data: Data | None) -> DataRecord | None:
     """What later commands need to know of the data, a folder by its full path."""
     if data is None:
@@ -80,6 +87,7 @@ def evaluation_data(
     std: Sequence[float] | None,
     *,
     purpose: str = "evaluate",
+    task: Task = CLASSIFICATION,
 ) -> Data:
     """The data, normalised as the run or artifact records it unless the caller says otherwise."""
     if isinstance(data, Data):
@@ -88,4 +96,4 @@ def evaluation_data(
         raise UsageError(f"There is no data to {purpose} on; give it with --data DIR.")
     if record is not None and record.mean:
         mean, std = mean or record.mean, std or record.std
-    return load_data(data if data is not None else record.source, mean=mean, std=std)  # type: ignore[union-attr]
+    return load_data(data if data is not None else record.source, mean=mean, std=std, task=task)  # type: ignore[union-attr]

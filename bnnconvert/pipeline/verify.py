@@ -9,11 +9,13 @@ from torch import Tensor
 
 from bnnconvert.errors import UsageError
 from bnnconvert.exporters.verify import verify as compare_with_student
+from bnnconvert.load.task import load_task
 from bnnconvert.lower.edges import edges_of, with_edges
 from bnnconvert.lower.predictors import predictors_of, with_predictors
 from bnnconvert.pipeline.convert import open_run
 from bnnconvert.pipeline.student import Student, evaluation_data
 from bnnconvert.runtime import Session
+from bnnconvert.tasks import Task
 from bnnconvert.values.data import Data
 from bnnconvert.values.report import GoldenReport, VerifyReport
 
@@ -44,7 +46,8 @@ def verify(
             f"{artifact}: takes inputs of shape {session.input_shape[1:]}, but the run's student takes "
             f"{student.input_shape[1:]}; give the run that it was exported from."
         )
-    batches, total = _comparison_inputs(student, data, split, samples, batch_size)
+    kind = load_task(student.task)
+    batches, total = _comparison_inputs(student, data, split, samples, batch_size, kind)
     model = student.model
     edges = edges_of(session.program, session.artifact.tensors)
     if edges:
@@ -52,17 +55,17 @@ def verify(
     predictors = predictors_of(session.program, session.artifact.tensors)
     if predictors:
         model = with_predictors(model.cpu(), predictors)
-    return compare_with_student(model, session, _watched(batches, total, progress))
+    return compare_with_student(model, session, _watched(batches, total, progress), task=kind)
 
 
 def _comparison_inputs(
-    student: Student, data: str | Data | None, split: str, samples: int | None, batch_size: int
+    student: Student, data: str | Data | None, split: str, samples: int | None, batch_size: int, task: Task
 ) -> tuple[Iterable[Tensor], int]:
     """Input batches to compare on and their number of samples."""
     if data is None:
         x = torch.randn(samples or 64, *student.input_shape[1:], generator=torch.Generator().manual_seed(1))
         return torch.split(x, batch_size), len(x)
-    loaded = evaluation_data(data, student.data, None, None)
+    loaded = evaluation_data(data, student.data, None, None, task=task)
     chosen = loaded.test if split == "test" else loaded.train
     if chosen is None:
         raise UsageError(f"{loaded.source}: has no test set; add test/ or val/, or give --split train.")

@@ -26,7 +26,7 @@ def training_notes(report: TrainReport) -> list[str]:
         best = f"{report.members} members were trained, {report.epochs} epochs in all"
     return [
         (
-            f"Held-out accuracy {as_percent(report.held_out_accuracy)}, before the first step "
+            f"Held-out {report.metric} {as_percent(report.held_out_accuracy)}, before the first step "
             f"{as_percent(report.start_accuracy)}; {best}."
         ),
         (

@@ -38,7 +38,7 @@ def verify_notes(report: VerifyReport) -> list[str]:
     flips, bits = sum(f.flips for f in report.layers), sum(f.bits for f in report.layers)
     notes = [
         (
-            f"{report.samples:,} samples: the same top-1 class in {as_percent(report.agreement, 3)}, largest output "
+            f"{report.samples:,} samples: {report.counted} in {as_percent(report.agreement, 3)}, largest output "
             f"difference {report.largest_difference:.3g}."
         )
     ]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from bnnconvert.tasks import CLASSIFICATION, Task
 from bnnconvert.train.latent import clip_latent
 from bnnconvert.train.layout import keep_gradient_layout, use_layout
 from bnnconvert.train.objective import Objective
@@ -37,7 +38,14 @@ class StepCost:
 
 
 def step_cost(
-    student: GraphModule, teacher: GraphModule, training: Training, x: Tensor, labels: Tensor, *, rounds: int = 10
+    student: GraphModule,
+    teacher: GraphModule,
+    training: Training,
+    x: Tensor,
+    labels: Tensor,
+    *,
+    rounds: int = 10,
+    task: Task = CLASSIFICATION,
 ) -> StepCost:
     """Time of whole steps (forward, loss, backward, optimizer) on one batch, the kinds of step in turns.
 
@@ -48,9 +56,9 @@ def step_cost(
     """
     x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
     steps = (
-        _step(teacher, None, LABELS, Training(), x, labels),
-        _step(student, None, LABELS, training, x, labels),
-        _step(student, teacher, training.losses, training, x, labels),
+        _step(teacher, None, LABELS, Training(), x, labels, task),
+        _step(student, None, LABELS, training, x, labels, task),
+        _step(student, teacher, training.losses, training, x, labels, task),
     )
     times: tuple[list[float], ...] = ([], [], [])
     for number in range(WARM_UP + rounds):
@@ -66,14 +74,20 @@ def step_cost(
 
 
 def _step(
-    model: nn.Module, teacher: nn.Module | None, losses: list[Loss], training: Training, x: Tensor, labels: Tensor
+    model: nn.Module,
+    teacher: nn.Module | None,
+    losses: list[Loss],
+    training: Training,
+    x: Tensor,
+    labels: Tensor,
+    task: Task,
 ) -> Step:
     model = copy.deepcopy(model).train().requires_grad_(True)
     use_layout(model, torch.channels_last)
     keep_gradient_layout(model)
     optimizer = make_optimizer(model, training.optimizer)
     joint = teacher is not None and training.teacher == "joint"
-    objective = Objective(losses, model, teacher, device=x.device, joint=joint)
+    objective = Objective(losses, model, teacher, device=x.device, joint=joint, task=task)
     if objective.trained is not None:
         add_network(optimizer, objective.trained, training.optimizer)
 

@@ -11,8 +11,8 @@ from accelerate.utils import TorchDynamoPlugin, broadcast
 from torch import Tensor, nn
 
 from bnnconvert.errors import UsageError
+from bnnconvert.tasks import Task
 from bnnconvert.train.latent import set_stage
-from bnnconvert.train.metrics import logits_of
 from bnnconvert.train.schedule import Span
 
 
@@ -82,7 +82,7 @@ def share_parameters(model: nn.Module) -> None:
         parameter.copy_(whole)
 
 
-def has_unused_parameters(student: nn.Module, spans: tuple[Span, ...], x: Tensor) -> bool:
+def has_unused_parameters(student: nn.Module, spans: tuple[Span, ...], x: Tensor, task: Task) -> bool:
     """Whether some stage leaves a trainable parameter without a gradient, found by trying on a copy.
 
     Shapes: x (N, C, ...), a few of the student's inputs.
@@ -90,7 +90,7 @@ def has_unused_parameters(student: nn.Module, spans: tuple[Span, ...], x: Tensor
     for weights, inputs in {(span.stage.weights, span.stage.inputs) for span in spans}:
         trial = copy.deepcopy(student).train()
         set_stage(trial, weights=weights, inputs=inputs)
-        torch.autograd.backward(logits_of(trial(x)).float().sum())
+        torch.autograd.backward(task.output(trial(x)).float().sum())
         if any(p.requires_grad and p.grad is None for p in trial.parameters()):
             return True
     return False

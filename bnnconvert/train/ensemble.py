@@ -15,13 +15,15 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from bnnconvert.errors import UsageError
 from bnnconvert.graph import VOTE, members_of
 from bnnconvert.layers.vote import Vote
+from bnnconvert.tasks import CLASSIFICATION, Task
 from bnnconvert.train.batches import Sampling, plain_loader, to_input
 from bnnconvert.train.boosting import boosted, uniform, weighted_error
 from bnnconvert.train.checkpoint import portable_state
 from bnnconvert.train.loop import EVALUATION_BATCH, finetune
-from bnnconvert.train.metrics import evaluate_samples, logits_of
+from bnnconvert.train.metrics import evaluate_samples
 from bnnconvert.train.setup import override
 from bnnconvert.train.views import Views
 from bnnconvert.values.data import Data
@@ -44,6 +46,7 @@ def finetune_ensemble(
     resume: bool = False,
     validation_share: float | None = None,
     progress: Progress | None = None,
+    task: Task = CLASSIFICATION,
     **options: Any,
 ) -> TrainReport:
     """Train the members of `ensemble` in place and set their votes; options are those of `finetune`, for each member.
@@ -52,6 +55,8 @@ def finetune_ensemble(
 
     Raises: UsageError for settings that make no sense; RefusalError when a loss is no longer a number.
     """
+    if task.name != "classification":
+        raise UsageError(f"Ensembles vote on classes, and the task is {task.name}; choose another recipe.")
     settings, members = training.ensemble or Ensemble(), members_of(ensemble)
     main = int(os.environ.get("RANK", "0")) == 0
     told = progress if progress is not None and main else Silent()
@@ -106,7 +111,7 @@ def _wrong(member: nn.Module, views: Views) -> tuple[Tensor, int]:
     member.to(views.device).eval()
     misses, classes = [], 0
     for images, labels in plain_loader(views.train, views.data, batch_size=EVALUATION_BATCH, seed=views.seed):
-        logits = logits_of(member(to_input(images, views.data, views.device)))
+        logits = CLASSIFICATION.output(member(to_input(images, views.data, views.device)))
         misses.append(logits.argmax(dim=1).cpu() != labels.cpu())
         classes = logits.shape[1]
     member.to(home)

@@ -15,6 +15,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import nn
 from torch.fx import GraphModule
 
+from bnnconvert.tasks import CLASSIFICATION, Task
 from bnnconvert.train.augment import Choice, choose
 from bnnconvert.train.batches import (
     EpochBatches,
@@ -74,6 +75,7 @@ def finetune(
     checkpoint_seconds: float = 120.0,
     progress: Progress | None = None,
     sampling: Sampling | None = None,
+    task: Task = CLASSIFICATION,
 ) -> TrainReport:
     """Train `student` in place; it ends in evaluation mode with the weights that were best on held-out data.
 
@@ -85,7 +87,15 @@ def finetune(
     training = override(
         training, epochs=epochs, batch_size=batch_size, lr=lr, validation_share=validation_share, max_steps=max_steps
     )
-    setup = Setup(training, seed, choose(augment, data), mixed_precision, max_steps, workers, sampling)
+    setup = Setup(
+        training,
+        seed,
+        "none" if task.moves_with_image else choose(augment, data),
+        mixed_precision,
+        max_steps,
+        workers,
+        sampling,
+    )
     distributed = DistributedDataParallelKwargs()
     with ExitStack() as stack:
         stack.enter_context(preserved_randomness())
@@ -93,9 +103,10 @@ def finetune(
             engine(device=device, mixed_precision=mixed_precision, compiled=compile, distributed=distributed)
         )
         stack.callback(_leave_ordinary, student, next(student.parameters()).device)
-        run = FineTuning(student, teacher, data, setup, accelerator, distributed)
+        run = FineTuning(student, teacher, data, setup, accelerator, distributed, task)
         stack.callback(run.release)
-        settings = comparable_settings(
+        other = {} if task.name == "classification" else {"task": task.name}
+        settings = other | comparable_settings(
             setup, run.views, student, device=accelerator.device, processes=accelerator.num_processes
         )
         told, main = progress or Silent(), accelerator.is_main_process
@@ -123,7 +134,9 @@ class FineTuning:
         setup: Setup,
         accelerator: Accelerator,
         distributed: DistributedDataParallelKwargs,
+        task: Task = CLASSIFICATION,
     ) -> None:
+        self.task = task
         self.student, self.setup, self.accelerator = student, setup, accelerator
         self.training, self.state = setup.training, State()
         refuse_unfit(student, self.training)
@@ -144,7 +157,7 @@ class FineTuning:
         evaluations = optimizer.evaluations
         refuse_half(setup, evaluations)
         joint = self.training.teacher == "joint"
-        self.objective = Objective(self.training.losses, student, teacher, device=device, joint=joint)
+        self.objective = Objective(self.training.losses, student, teacher, device=device, joint=joint, task=task)
         self.networks: list[nn.Module] = [student]
         """All that trains."""
         if self.objective.trained is not None:
@@ -152,7 +165,9 @@ class FineTuning:
             add_network(optimizer, self.objective.trained, self.training.optimizer)
         if processes > 1:
             few = next(self.views.clean_batches(1, batch))[:2]
-            distributed.find_unused_parameters = any(has_unused_parameters(n, self.spans, few) for n in self.networks)
+            distributed.find_unused_parameters = any(
+                has_unused_parameters(n, self.spans, few, task) for n in self.networks
+            )
         loader = train_loader(self.views.train, data, self.batches, workers=setup.workers)
         share = math.ceil(min(EVALUATION_BATCH, len(self.views.held_out)) / processes)
         held_out = plain_loader(self.views.held_out, data, batch_size=share * processes, seed=setup.seed)
@@ -294,7 +309,7 @@ class FineTuning:
             share_buffers(network)
         parts = self._parts()
         accuracy = self._held_out_accuracy()
-        if span is self.spans[-1] and accuracy >= state.best_accuracy:
+        if span is self.spans[-1] and (not state.best_epoch or self.task.no_worse(accuracy, state.best_accuracy)):
             state.best_epoch, state.best_accuracy = epoch, accuracy
             self.recorder.keep_best(self.student)
         signs = weight_signs(self.student)
@@ -326,19 +341,21 @@ class FineTuning:
         running = self._held_out_accuracy()
         self._reestimate()
         accuracy = self._held_out_accuracy()
-        if accuracy < running:
+        is_kept = self.task.no_worse(accuracy, running)
+        if not is_kept:
             self.student.load_state_dict(best)
         self.recorder.keep_best(self.student)
         report = TrainReport(
             epochs=len(state.history),
             steps=state.step,
             best_epoch=state.best_epoch,
-            held_out_accuracy=max(accuracy, running),
+            held_out_accuracy=accuracy if is_kept else running,
             start_accuracy=state.start_accuracy,
             samples=len(self.views.train),
             held_out_samples=len(self.views.held_out),
             seconds=state.seconds,
             history=tuple(state.history),
+            metric=self.task.metric,
         )
         self.accelerator.wait_for_everyone()
         self.recorder.done(report)
@@ -358,4 +375,5 @@ class FineTuning:
     def _held_out_accuracy(self) -> float:
         self.student.eval()
         batches = ((to_input(images, self.views.data), labels) for images, labels in self.held_out_loader)
-        return measure_accuracy(self.student, batches, gather=self.accelerator.gather_for_metrics).accuracy
+        gather = self.accelerator.gather_for_metrics
+        return measure_accuracy(self.student, batches, task=self.task, gather=gather).accuracy

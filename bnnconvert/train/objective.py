@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bnnconvert.errors import UsageError
+from bnnconvert.tasks import CLASSIFICATION, Task
 from bnnconvert.train.features import Features
 from bnnconvert.train.losses import LOSSES, Loss, Outputs
-from bnnconvert.train.metrics import check_labels, logits_of
 from bnnconvert.train.teacher import Teacher
 from bnnconvert.values import recipe
 from bnnconvert.values.tables import build_row
@@ -29,7 +28,7 @@ class BatchLoss:
 class Objective:
     """Weighted sum of losses. Hooks on the student live until `close`.
 
-    A `joint` teacher has a loss of its own in the sum: cross-entropy with the labels, and what the terms ask of it.
+    A `joint` teacher has a loss of its own in the sum: the task's loss of the labels, and what the terms ask of it.
     Neither network's terms have a gradient to the other.
     """
 
@@ -41,8 +40,15 @@ class Objective:
         *,
         device: torch.device,
         joint: bool = False,
+        task: Task = CLASSIFICATION,
     ) -> None:
+        self.task = task
         self.settings, self.terms = losses, build_losses(losses)
+        foreign = [term.name for term, loss in zip(losses, self.terms, strict=True) if loss.needs_classes]
+        if foreign and task.name != "classification":
+            raise UsageError(
+                f"training.losses: {foreign[0]!r} is for classification, not for {task.name}; leave it out."
+            )
         lonely = [term.name for term, loss in zip(losses, self.terms, strict=True) if loss.needs_teacher]
         if lonely and teacher is None:
             raise UsageError(f"training.losses: {lonely[0]!r} needs a teacher, and there is none; use 'cross-entropy'.")
@@ -55,7 +61,7 @@ class Objective:
             paths = {path for loss in self.terms for path in loss.features(student, teacher)}
         self.teacher = None
         if teacher is not None and lonely:
-            self.teacher = Teacher(teacher, device=device, features=paths, trains=joint)
+            self.teacher = Teacher(teacher, device=device, features=paths, trains=joint, task=task)
         self.features = Features(student, paths)
         try:
             for term in self.terms:
@@ -81,17 +87,17 @@ class Objective:
         for _, loss in active:
             loss.begin_pass()
         theirs, their_features = (None, {}) if self.teacher is None else self.teacher(x)
-        logits = logits_of(forward(x))
+        logits = self.task.output(forward(x))
         if check:
-            check_labels(labels, logits.shape[1])
+            self.task.check(logits, labels)
         features = self.features.take()
-        outputs = Outputs(logits, labels, _constant(theirs), features, _constants(their_features))
+        outputs = Outputs(logits, labels, _constant(theirs), features, _constants(their_features), self.task)
         total = logits.new_zeros((), dtype=torch.float)
         for weight, loss in active:
             total = total + weight * loss(outputs)
         if theirs is not None and self.trained is not None:
-            total = total + F.cross_entropy(theirs.float(), labels)
-            mirrored = Outputs(logits.detach(), labels, theirs, _constants(features), their_features)
+            total = total + self.task.hard_loss(theirs.float(), labels)
+            mirrored = Outputs(logits.detach(), labels, theirs, _constants(features), their_features, self.task)
             for weight, loss in active:
                 term = loss.teacher_term(mirrored)
                 total = total if term is None else total + weight * term

@@ -5,7 +5,7 @@
 3  the operands become binary in the order of the recipe's stages, while the student follows the teacher's outputs
 
 Labels are never looked at: where the loop chooses weights by accuracy, it is agreement with the teacher on images that
-are held out.
+are held out. For classifiers only.
 """
 
 import copy
@@ -18,10 +18,10 @@ from torch.fx import GraphModule
 from torch.nn import functional as F
 
 from bnnconvert.errors import UsageError
+from bnnconvert.tasks import CLASSIFICATION
 from bnnconvert.train.batches import sample_of, to_input
 from bnnconvert.train.calibrate import fit_batch_norm, prepare
 from bnnconvert.train.loop import finetune
-from bnnconvert.train.metrics import logits_of
 from bnnconvert.values.data import Data, Images
 from bnnconvert.values.progress import Progress
 from bnnconvert.values.recipe import Loss, Stage, Training
@@ -88,7 +88,7 @@ def _without_labels(teacher: GraphModule, data: Data, images: int, seed: int) ->
     """Some training images, labelled by what the teacher says of them."""
     chosen = sample_of(data.train, images, seed=seed)
     pixels, _ = chosen.batch(torch.arange(len(chosen)))
-    said = [logits_of(teacher.eval()(to_input(x, data))).argmax(1) for x in torch.split(pixels, BATCH)]
+    said = [CLASSIFICATION.output(teacher.eval()(to_input(x, data))).argmax(1) for x in torch.split(pixels, BATCH)]
     return replace(data, train=Images(pixels, torch.cat(said)), test=None)
 
 
@@ -109,7 +109,7 @@ def _fit(student: GraphModule, teacher: GraphModule, x: Tensor) -> bool:
 
 @torch.no_grad()
 def _divergence(student: GraphModule, teacher: GraphModule, x: Tensor) -> float:
-    ours, theirs = (F.log_softmax(logits_of(m.eval()(x)).float(), dim=1) for m in (student, teacher))
+    ours, theirs = (F.log_softmax(CLASSIFICATION.output(m.eval()(x)).float(), dim=1) for m in (student, teacher))
     return float(F.kl_div(ours, theirs, reduction="batchmean", log_target=True))
 
 

@@ -80,8 +80,8 @@ class Stepper:
         self._seed(step)
         with self.accelerator.autocast():
             made = self.objective(self.forward, x, labels, progress=step / self.total, check=check)
-        count = labels.new_tensor(len(labels))
-        correct = (made.logits.detach().argmax(dim=1) == labels).sum()
+        count = torch.tensor(len(labels), device=labels.device)
+        correct = self.objective.task.quick_scores(made.logits.detach().float(), labels).sum()
         totals = sums(self.accelerator, [made.loss * count, correct, count])
         if not math.isfinite(totals[0]):
             self._seed(step)

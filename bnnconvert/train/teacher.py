@@ -13,16 +13,22 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from bnnconvert.tasks import CLASSIFICATION, Task
 from bnnconvert.train.features import Features
 from bnnconvert.train.layout import keep_gradient_layout, use_layout
-from bnnconvert.train.metrics import logits_of
 
 
 class Teacher:
     """A copy of the teacher; batch norms of a frozen one are fused into convolutions if nothing looks between them."""
 
     def __init__(
-        self, model: nn.Module, *, device: torch.device, features: Iterable[str] = (), trains: bool = False
+        self,
+        model: nn.Module,
+        *,
+        device: torch.device,
+        features: Iterable[str] = (),
+        trains: bool = False,
+        task: Task = CLASSIFICATION,
     ) -> None:
         model = copy.deepcopy(model).train(trains).requires_grad_(trains)
         paths = list(features)
@@ -31,16 +37,16 @@ class Teacher:
         elif isinstance(model, GraphModule) and not paths:
             fuse_batch_norms(model)
         use_layout(model, torch.channels_last)
-        self.trains = trains
+        self.trains, self.task = trains, task
         self.model = model.to(device)
         self.forward: Callable[[Tensor], Any] = self.model
         """The model, or what an engine has wrapped it in."""
         self.features = Features(self.model, paths)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits, and the features at the chosen paths."""
+        """Outputs, and the features at the chosen paths."""
         with torch.set_grad_enabled(self.trains):
-            logits = logits_of(self.forward(x))
+            logits = self.task.output(self.forward(x))
         return logits, self.features.take()
 
 

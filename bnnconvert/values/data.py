@@ -15,12 +15,15 @@ from torch.utils.data import Dataset
 
 from bnnconvert.errors import RefusalError, UsageError
 
-Sample = tuple[Tensor, int]
+Sample = tuple[Tensor, int | Tensor]
 _LOOK_AT = 64
 
 
 class Samples(Dataset[Sample]):
-    """Image and label pairs of known number; `labels` where they are known without reading an image."""
+    """Image and label pairs of known number; `labels` where they are known without reading an image.
+
+    Tasks other than classification have tensors as labels.
+    """
 
     labels: Tensor | None = None
     """Shapes: (N,), int64."""
@@ -41,7 +44,7 @@ class Samples(Dataset[Sample]):
         Shapes: (B,) -> (B, C, H, W), (B,).
         """
         images, labels = zip(*self.__getitems__(indices.tolist()), strict=True)
-        return torch.stack(images), torch.tensor(labels)
+        return torch.stack(images), torch.stack([torch.as_tensor(label) for label in labels])
 
     def spread(self, count: int) -> Tensor:
         """At most `count` indices, evenly spread from the first sample to the last.
@@ -223,4 +226,4 @@ def _what_differs(wanted: tuple[int, ...], found: tuple[int, ...]) -> str:
 
 def _first_labels(samples: Samples) -> Tensor:
     """The labels of a few samples, where finding all would mean reading all."""
-    return torch.tensor([samples[i][1] for i in range(min(len(samples), _LOOK_AT))])
+    return torch.tensor([int(samples[i][1]) for i in range(min(len(samples), _LOOK_AT))])

@@ -48,6 +48,8 @@ class TrainReport:
     history: tuple[EpochRecord, ...]
     members: int = 1
     """Networks of an ensemble, trained one after another; steps, epochs and seconds are those of all."""
+    metric: str = "accuracy"
+    """What the fields called accuracy hold, as the task measures it."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class VerifyReport:
 
     samples: int
     agreement: float
-    """Share of samples with the same top-1 class in the first output."""
+    """Share of what `counted` says, in the first output; samples are weighed equally."""
     largest_difference: float
     differing_samples: int
     """Samples whose outputs differ by more than the tolerance."""
@@ -156,6 +158,8 @@ class VerifyReport:
     engine_differing: int = 0
     engine_unexplained: int = 0
     """Those of them without a value at a boundary; more than none is a failure."""
+    counted: str = "the same top-1 class"
+    """What `agreement` is a share of."""
 
     @property
     def passed(self) -> bool:
@@ -186,7 +190,7 @@ class VerifyReport:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """Top-1 accuracy, in [0, 1], of a run's student, an artifact or a float model on one split."""
+    """Score of a run's student, an artifact or a float model on one split; for classifiers top-1, in [0, 1]."""
 
     accuracy: float
     samples: int
@@ -194,6 +198,8 @@ class EvaluationReport:
     target: str
     split: str
     seconds: float
+    metric: str = "accuracy"
+    """What `accuracy` holds: the score of the task."""
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,8 @@ class RunRecord(BaseModel):
     input_shape: tuple[int, ...]
     shape_is_guessed: bool = False
     data: DataRecord | None = None
+    task: str = "classification"
+    """What the user typed: a name, or package.module:object."""
     metrics: dict[str, float] = {}
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from bnnconvert.errors import RefusalError, UsageError
-from bnnconvert.train.metrics import evaluate_samples, logits_of, measure_accuracy
+from bnnconvert.tasks import CLASSIFICATION
+from bnnconvert.train.metrics import evaluate_samples, measure_accuracy
 from bnnconvert.train.monitor import dead_channels, flip_ratios
 from bnnconvert.values.data import normalise
 from bnnconvert.values.report import DeadChannels
@@ -17,13 +18,13 @@ LOGITS = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
 
 @pytest.mark.parametrize("output", [LOGITS, (LOGITS, 3), [LOGITS], {"logits": LOGITS}, {"a": LOGITS}, LOGITS.numpy()])
 def test_logits_are_found_in_what_models_return(output: Any) -> None:
-    assert torch.equal(logits_of(output), LOGITS)
+    assert torch.equal(CLASSIFICATION.output(output), LOGITS)
 
 
 @pytest.mark.parametrize("output", [None, [], {}, torch.zeros(2), torch.zeros(1, 2, 3), "logits"])
 def test_anything_else_is_refused(output: Any) -> None:
-    with pytest.raises(RefusalError, match=r"expected class logits of shape \(N, classes\)"):
-        logits_of(output)
+    with pytest.raises(RefusalError, match=r"classification expects shape \(N, classes\)"):
+        CLASSIFICATION.output(output)
 
 
 def test_accuracy_of_a_torch_and_of_a_numpy_callable() -> None:

@@ -7,12 +7,14 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from bnnconvert.tasks import CLASSIFICATION, Task
+
 
 @dataclass(frozen=True)
 class Outputs:
     """What student and teacher made of one batch; features are by name.
 
-    Shapes: logits and teacher_logits (N, classes), labels (N,).
+    Shapes: as the task has them; for classification logits and teacher_logits (N, classes), labels (N,).
     """
 
     logits: Tensor
@@ -20,6 +22,7 @@ class Outputs:
     teacher_logits: Tensor | None = None
     features: Mapping[str, Tensor] = field(default_factory=dict)
     teacher_features: Mapping[str, Tensor] = field(default_factory=dict)
+    task: Task = CLASSIFICATION
 
 
 class Loss(ABC):
@@ -27,6 +30,8 @@ class Loss(ABC):
 
     source: ClassVar[str]
     needs_teacher: ClassVar[bool] = True
+    needs_classes: ClassVar[bool] = False
+    """Whether the loss is about samples of one class each, and so for classification only."""
 
     def features(self, student: nn.Module, teacher: nn.Module) -> list[str]:
         """Names of the features that the loss compares, paths for outputs of modules; none by default.

@@ -1,4 +1,4 @@
-"""Cross-entropy with the labels.
+"""Cross-entropy with the labels, or what a task other than classification has in its place (`tasks/`).
 
 L = -sum_k q_k log p_k,    q = (1 - s) onehot(y) + s / K
 """
@@ -7,7 +7,6 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from bnnconvert.train.losses.base import Loss, Outputs
 
@@ -22,4 +21,4 @@ class CrossEntropy(Loss):
         self.smoothing = smoothing
 
     def __call__(self, outputs: Outputs) -> Tensor:
-        return F.cross_entropy(outputs.logits.float(), outputs.labels, label_smoothing=self.smoothing)
+        return outputs.task.hard_loss(outputs.logits.float(), outputs.labels, smoothing=self.smoothing)

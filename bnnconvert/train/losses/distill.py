@@ -3,14 +3,13 @@
     L = (1 - labels) T^2 KL(softmax(z_T / T) || softmax(z_S / T)) + labels CE(y, softmax(z_S))
 
 T^2 keeps the gradient's size when T changes. With T = 1 and labels = 1/2 the gradient is that of Apprentice's
-scheme C, H(y, p_S) / 2 + H(p_T, p_S) / 2.
+scheme C, H(y, p_S) / 2 + H(p_T, p_S) / 2. Other tasks have a distance and a loss of their own (`tasks/`).
 """
 
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from bnnconvert.train.losses.base import Loss, Outputs
 
@@ -32,9 +31,7 @@ class Distill(Loss):
     def __call__(self, outputs: Outputs) -> Tensor:
         assert outputs.teacher_logits is not None
         logits = outputs.logits.float()
-        student = F.log_softmax(logits / self.temperature, dim=1)
-        teacher = F.log_softmax(outputs.teacher_logits.float() / self.temperature, dim=1)
-        loss = F.kl_div(student, teacher, reduction="batchmean", log_target=True) * self.temperature**2
+        loss = outputs.task.follow(logits, outputs.teacher_logits.float(), temperature=self.temperature)
         if self.labels == 0:
             return loss
-        return (1 - self.labels) * loss + self.labels * F.cross_entropy(logits, outputs.labels)
+        return (1 - self.labels) * loss + self.labels * outputs.task.hard_loss(logits, outputs.labels)

@@ -40,6 +40,8 @@ class RotationMargin(Loss):
         "Wu et al., Rotation Consistent Margin Loss for Efficient Low-bit Face Recognition, CVPR 2020"
     )
 
+    needs_classes: ClassVar[bool] = True
+
     def __init__(
         self,
         *,
