@@ -88,7 +88,9 @@ def _prepare(run: RunDirectory, student: Student, data: Data, *, resume: bool, r
     if not resume:
         student.model.load_state_dict(load_file(run.file("student.safetensors")))
     if main:
-        run.write(run.read().model_copy(update={"data": data_record(data), "task": student.task}))
+        record = run.read()
+        task = record.task if resume and run.has_checkpoint else student.task  # another one will be refused
+        run.write(record.model_copy(update={"data": data_record(data), "task": task}))
 
 
 def _guess_is_wrong(student: Student, data: Data) -> bool:

@@ -81,3 +81,10 @@ def test_whole_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert compared["counted"] == "the same class per pixel"
     assert compared["agreement"] > 0.999
     assert "mIoU" in run("evaluate", "net.bnn")
+    refused = CliRunner().invoke(app, ["sensitivity", "net.bnn"])
+    assert refused.exit_code == 1
+    assert "only classifiers" in refused.output
+    other = CliRunner().invoke(app, ["finetune", "net.bnn", "--resume", "--task", "multi-label"])
+    assert other.exit_code == 2
+    assert "task was 'segmentation' and is 'multi-label'" in other.output
+    assert json.loads((tmp_path / "net.bnn/run.json").read_text())["task"] == "segmentation"
