@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bnnconvert.tasks import CLASSIFICATION
 from bnnconvert.train import evaluate_samples
 from bnnconvert.train.engine import has_unused_parameters
 from bnnconvert.train.schedule import stage_spans
@@ -84,7 +85,7 @@ def test_unused_parameters_are_found_in_the_stage_that_leaves_them() -> None:
     student, x = make_student(gain=True), torch.randn(2, 3, 8, 8)
     everything = stage_spans(make_training(), 10)
     floats = stage_spans(make_training(stages=[{"share": 0.5, "inputs": False}, STAGES[1] | {"share": 0.5}]), 10)
-    assert not has_unused_parameters(student, everything, x)
-    assert has_unused_parameters(student, floats, x)
+    assert not has_unused_parameters(student, everything, x, CLASSIFICATION)
+    assert has_unused_parameters(student, floats, x, CLASSIFICATION)
     assert student.get_submodule("conv").inputs_are_binary
     assert all(p.grad is None for p in student.parameters())
