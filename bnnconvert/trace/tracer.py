@@ -1,19 +1,18 @@
-"""Symbolic tracing, with refusals that point at the user's own line."""
+"""Two ways to a graph, the easier one first, with refusals that point at the user's own line.
 
-import traceback
-from pathlib import Path
+1  symbolic: the model's code runs on stand-ins, so that every size stays open
+2  along the example: it runs on tensors without values, so that decisions by shapes and types simply happen
+"""
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Tracer
-from torch.fx.proxy import TraceError
 
 from bnnconvert.errors import RefusalError, UsageError, VerificationError, first_line
 from bnnconvert.graph import propagate_shapes
+from bnnconvert.trace.blame import blame
 from bnnconvert.trace.canonical import canonicalise
-
-_OURS = Path(__file__).resolve().parents[1]
-_TORCH = Path(torch.__file__).resolve().parent
+from bnnconvert.trace.capture import CaptureError, capture
 
 
 def trace(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> GraphModule:
@@ -25,13 +24,7 @@ def trace(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> GraphModule:
     """
     module.eval()
     expected = run_example(module, example_inputs)
-    try:
-        graph = GraphModule(module, Tracer().trace(module), class_name=type(module).__name__)
-    except (TraceError, TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError) as error:
-        raise RefusalError(
-            f"{type(module).__name__} cannot be traced: {_blame(error)}; rewrite that line so that it does not depend "
-            "on the values of tensors, or move it into a module without weights."
-        ) from error
+    graph = _graph_of(module, example_inputs)
     canonicalise(graph)
     propagate_shapes(graph, *example_inputs)
     with torch.no_grad():
@@ -56,18 +49,19 @@ def run_example(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> object
         ) from error
 
 
-def _blame(error: Exception) -> str:
-    """User's file, line and expression at which tracing failed, and torch's reason."""
-    reason = first_line(error)
-    frames = [
-        f
-        for f in traceback.extract_tb(error.__traceback__)
-        if not any(Path(f.filename).is_relative_to(p) for p in (_OURS, _TORCH)) and not f.filename.startswith("<")
-    ]
-    if not frames:
-        return reason
-    where = frames[-1]
-    return f"{where.filename}:{where.lineno}, in `{where.line}`: {reason}"
+def _graph_of(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> GraphModule:
+    try:
+        return GraphModule(module, Tracer().trace(module), class_name=type(module).__name__)
+    except Exception:
+        pass
+    try:
+        return capture(module, example_inputs)
+    except CaptureError as error:
+        inside = f" in {error.path!r}" if error.path else ""
+        raise RefusalError(
+            f"{type(module).__name__} cannot be traced{inside}: {blame(error.cause)}; rewrite that line so that it "
+            "does not depend on the values of tensors, or move it into a module without weights."
+        ) from error
 
 
 def _require_same(expected: object, actual: object) -> None:

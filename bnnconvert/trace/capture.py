@@ -1,0 +1,328 @@
+"""The second way to a graph: the model's own code runs once, on tensors without values, and every call is written down.
+
+Python sees real tensors with real shapes, so whatever code decides by a shape, a type or an argument simply happens;
+the number of samples alone stays a symbol, so that the graph holds for any. What code asks of a tensor's values has no
+answer and is where this way ends.
+"""
+
+import copy
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from bnnconvert.trace.sizes import Sizes
+
+VALUES = {"__bool__", "__int__", "__float__", "__index__", "__complex__", "item", "tolist", "numpy", "__array__"}
+VALUES |= {"__contains__", "equal", "allclose", "is_nonzero", "__format__"}
+"""What asks a tensor for its values."""
+FACTS = {"size", "dim", "stride", "numel", "nelement", "__len__", "is_floating_point", "is_complex", "is_contiguous"}
+FACTS |= {"storage_offset", "get_device", "data_ptr", "element_size", "ndimension", "is_tensor", "__hash__", "type"}
+
+
+class ValueAskedError(RuntimeError):
+    """Code asked for the value of a tensor that depends on the input."""
+
+
+class CaptureError(Exception):
+    """The code of one module could not be followed."""
+
+    def __init__(self, path: str, cause: BaseException) -> None:
+        super().__init__(f"{path or 'the model'}: {cause}")
+        self.path, self.cause = path, cause
+
+
+def capture(module: nn.Module, inputs: tuple[Tensor, ...]) -> GraphModule:
+    """Graph of what `module` does with inputs of these shapes, and any number of samples.
+
+    Raises: CaptureError naming the innermost module whose code cannot be followed.
+    """
+    return _Capture(module).run(inputs)
+
+
+class _Capture(TorchFunctionMode):
+    def __init__(self, root: nn.Module) -> None:
+        super().__init__()
+        self._root = root
+        self._graph = Graph()
+        self._sizes = Sizes(self._graph)
+        self._fake = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+        self._paths: dict[nn.Module, str] = {}
+        for path, module in root.named_modules(remove_duplicate=False):
+            self._paths.setdefault(module, path)
+        tensors = (*root.named_parameters(remove_duplicate=False), *root.named_buffers(remove_duplicate=False))
+        self._stored = {id(tensor): (path, tensor) for path, tensor in reversed(tensors)}
+        self._nodes: dict[int, tuple[Node, Tensor]] = {}
+        self._watching = True
+        self._stack: dict[str, Any] = {}
+        self._at: str | None = None
+        self._samples: Any = 0
+        self._constants: dict[str, Tensor] = {}
+
+    def run(self, inputs: tuple[Tensor, ...]) -> GraphModule:
+        """The graph, over the module's own submodules and tensors."""
+        fakes = [self._input(number, x) for number, x in enumerate(inputs)]
+        try:
+            with torch.no_grad(), _unchanged(self._root), self._calls(), self._fake, self:
+                result = self._root(*fakes)
+            self._graph.output(self._arguments(result))
+        except Exception as error:  # the user's code may raise anything
+            raise CaptureError(self._at or "", error) from error
+        for name, tensor in self._constants.items():
+            self._root.register_buffer(name, tensor, persistent=False)
+        try:
+            return GraphModule(self._root, self._graph, class_name=type(self._root).__name__)
+        finally:
+            for name in self._constants:
+                delattr(self._root, name)
+
+    def _input(self, number: int, x: Tensor) -> Tensor:
+        names = getattr(self._root.forward, "__code__", None)
+        known = names.co_varnames[1 : names.co_argcount] if names is not None else ()
+        node = self._graph.placeholder(known[number] if number < len(known) else f"x{number}")
+        dynamic = [DimDynamic.DYNAMIC if i == 0 else DimDynamic.STATIC for i in range(x.dim())]
+        fake = self._fake.from_tensor(x, symbolic_context=StatelessSymbolicContext(dynamic_sizes=dynamic))
+        if number == 0 and x.dim() > 0:
+            self._samples = fake.shape[0]
+            if isinstance(self._samples, torch.SymInt):
+                self._sizes.begin(node, self._samples)
+        self._track(fake, node)
+        return fake
+
+    # What torch is asked to do.
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = str(getattr(func, "__name__", ""))
+        if name in VALUES and any(id(a) in self._nodes for a in args):
+            raise ValueAskedError("the way taken depends on the values of tensors")
+        with self._no_names():
+            result = func(*args, **kwargs)
+        if name in FACTS or not any(isinstance(t, Tensor) for t in pytree.tree_leaves(result)):
+            if name in ("__setitem__", "__set__"):
+                self._changed(name, args)
+            return result
+        if name == "__get__":
+            attribute = func.__self__.__name__  # type: ignore[attr-defined]
+            node = self._graph.call_function(getattr, (self._argument(args[0]), attribute))
+        else:
+            node = self._call(func, name, args, kwargs)
+        self._stand(node)
+        self._track(result, node)
+        return result
+
+    def _changed(self, name: str, args: tuple[Any, ...]) -> None:
+        if name == "__set__":
+            raise NotImplementedError("an attribute of a tensor is set")
+        self._stand(self._graph.call_function(operator.setitem, tuple(self._argument(a) for a in args)))
+
+    def _call(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
+        given = tuple(self._argument(a) for a in args)
+        named = {k: self._argument(v) for k, v in kwargs.items()}
+        target, given = _target(func, name, given)
+        if isinstance(target, str):
+            if name in ("view", "reshape") and (flat := self._flattening(args)) is not None:
+                return self._graph.call_function(torch.flatten, (given[0], flat))
+            return self._graph.call_method(target, given, named)
+        return self._graph.call_function(target, given, named)
+
+    def _flattening(self, args: tuple[Any, ...]) -> int | None:
+        """1 for a view that keeps the samples and joins all the rest."""
+        shape = args[1] if len(args) == 2 and isinstance(args[1], tuple | list) else args[1:]
+        x = args[0]
+        if len(shape) != 2 or x.dim() < 2 or not isinstance(shape[0], torch.SymInt):
+            return None
+        same = shape[0].node.expr == getattr(getattr(x.shape[0], "node", None), "expr", None)
+        rest = x.shape[1:].numel()
+        return 1 if same and (shape[1] == -1 or shape[1] == rest) else None
+
+    # What goes into a node, and what comes out.
+
+    def _arguments(self, tree: Any) -> Any:
+        return _map(tree, self._argument)
+
+    def _argument(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self._tensor(value)
+        if isinstance(value, torch.SymInt):
+            return self._sizes.node(value)
+        if isinstance(value, torch.SymBool | torch.SymFloat):
+            raise ValueAskedError("a number that depends on the values of tensors is used")
+        if isinstance(value, list | tuple | dict | slice):
+            return _map(value, self._argument)
+        return value
+
+    def _tensor(self, tensor: Tensor) -> Node:
+        known = self._nodes.get(id(tensor))
+        if known is not None:
+            return known[0]
+        if isinstance(tensor, FakeTensor):
+            raise NotImplementedError("a tensor comes from code that cannot be seen")
+        path, _ = self._stored.get(id(tensor), (None, None))
+        if path is None:
+            path = next(f"constant_{n}" for n in range(10**6) if not hasattr(self._root, f"constant_{n}")
+                        and f"constant_{n}" not in self._constants)  # fmt: skip
+            self._constants[path] = tensor
+            self._stored[id(tensor)] = path, tensor
+        node = self._graph.get_attr(path) if path not in self._constants else self._graph.create_node("get_attr", path)
+        self._nodes[id(tensor)] = node, tensor
+        return node
+
+    def _track(self, result: Any, node: Node) -> None:
+        if isinstance(result, Tensor):
+            self._nodes[id(result)] = node, result  # held, so that its id stays its own
+        elif isinstance(result, list | tuple | dict):
+            for key in result if isinstance(result, dict) else range(len(result)):
+                if any(isinstance(t, Tensor) for t in pytree.tree_leaves(result[key])):
+                    part = self._graph.call_function(operator.getitem, (node, key))
+                    self._stand(part)
+                    self._track(result[key], part)
+
+    def _stand(self, node: Node) -> None:
+        node.meta["nn_module_stack"] = dict(self._stack)
+
+    # Modules.
+
+    @contextmanager
+    def _calls(self) -> Iterator[None]:
+        ordinary = nn.Module.__call__
+
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            path = self._paths.get(module)
+            if path is None or not self._watching:
+                return ordinary(module, *args, **kwargs)
+            return self._module(ordinary, module, path, args, kwargs)
+
+        self._watching = True
+        with ExitStack() as stack:
+            stack.enter_context(patch.object(nn.Module, "__call__", call))
+            yield
+
+    @contextmanager
+    def _no_names(self) -> Iterator[None]:
+        """Inside one call of torch, modules are no concern of ours."""
+        before, self._watching = self._watching, False
+        try:
+            yield
+        finally:
+            self._watching = before
+
+    def _module(
+        self, ordinary: Callable[..., Any], module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        entry = (path, type(module))
+        before = self._stack
+        self._stack = {**before, path: entry}
+        fixed = self._is_fixed()
+        try:
+            if not _is_leaf(module):
+                result = ordinary(module, *args, **kwargs)
+            else:
+                result = self._leaf(ordinary, module, path, args, kwargs)
+            if self._is_fixed() and not fixed:
+                raise ValueAskedError("the code depends on the number of samples")
+        except Exception:
+            if self._at is None:
+                self._at = path
+            raise
+        finally:
+            self._stack = before
+        return result
+
+    def _leaf(
+        self, ordinary: Callable[..., Any], module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        node = self._graph.call_module(path, tuple(map(self._argument, args)), self._arguments(kwargs))
+        with self._no_names(), torch._C.DisableTorchFunction():
+            result = ordinary(module, *args, **kwargs)
+        self._stand(node)
+        with self._no_names():
+            self._track(result, node)
+        return result
+
+    def _is_fixed(self) -> bool:
+        """Whether something has asked for the number of samples itself."""
+        return isinstance(self._samples, torch.SymInt) and self._samples.node.maybe_as_int() is not None
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    """The same as in symbolic tracing."""
+    return type(module).__module__.startswith(("torch.nn", "torch.ao.nn")) and not isinstance(module, nn.Sequential)
+
+
+@contextmanager
+def _unchanged(root: nn.Module) -> Iterator[None]:
+    """Attributes as they were afterwards: code that caches tensors would keep some without values."""
+    before = [(m, {k: copy.copy(v) if type(v) in (dict, list) else v for k, v in vars(m).items()})
+              for m in root.modules()]  # fmt: skip
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+
+
+_NAMES = [
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "matmul",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "neg",
+    "pos",
+    "invert",
+    "xor",
+    "abs",
+    "getitem",
+]
+_OPERATORS = {f"__{name}__": getattr(operator, name) for name in _NAMES}
+_OPERATORS |= {"__and__": operator.and_, "__or__": operator.or_}
+
+
+def _target(func: Callable[..., Any], name: str, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+    """What to call in the graph, as symbolic tracing would have it: a method by name, an operator, a function."""
+    is_method = getattr(Tensor, name, None) is func or type(func).__name__ in (
+        "method_descriptor",
+        "wrapper_descriptor",
+    )
+    if not is_method:
+        return func, args
+    if name in _OPERATORS:
+        return _OPERATORS[name], args
+    if name.startswith("__r") and name.endswith("__") and f"__{name[3:]}" in _OPERATORS and len(args) == 2:
+        return _OPERATORS[f"__{name[3:]}"], args[::-1]
+    return name, args
+
+
+def _map(tree: Any, function: Callable[[Any], Any]) -> Any:
+    """A container with each element that is none itself replaced; what cannot be in a graph stays as it is."""
+    if isinstance(tree, slice):
+        return slice(*(_map(part, function) for part in (tree.start, tree.stop, tree.step)))
+    if isinstance(tree, dict):
+        return {key: _map(value, function) for key, value in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(_map(value, function) for value in tree))
+    if isinstance(tree, list | tuple):
+        return type(tree)([_map(value, function) for value in tree])
+    return function(tree)
