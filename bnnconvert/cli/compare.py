@@ -28,6 +28,8 @@ def compare(
     device: Annotated[
         str | None, typer.Option(metavar="D", help="cpu, cuda or cuda:N; default: a GPU if there is one.")
     ] = None,
+    mixed_precision: options.MixedPrecision = options.Precision.NO,
+    compile: options.Compile = False,
     seed: Annotated[int, typer.Option(metavar="N", help="The same for each recipe.")] = 0,
     as_json: options.AsJson = False,
 ) -> None:
@@ -55,6 +57,8 @@ def compare(
             epochs=epochs,
             seed=seed,
             device=device,
+            mixed_precision=mixed_precision.value,
+            compile=compile,
             out=out,
             progress=bar,
         )

@@ -10,14 +10,6 @@ import typer
 from bnnconvert.cli import options
 
 
-class Precision(StrEnum):
-    """What Accelerate calls mixed precision."""
-
-    NO = "no"
-    FP16 = "fp16"
-    BF16 = "bf16"
-
-
 class Augment(StrEnum):
     """Ways to augment images."""
 
@@ -45,8 +37,8 @@ def finetune(
     seed: Annotated[int, typer.Option(metavar="N", help="Every random number comes from it.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on exactly where the run was stopped.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew, from the student as converted.")] = False,
-    mixed_precision: Annotated[Precision, typer.Option(help="Precision of the float operations.")] = Precision.NO,
-    compile: Annotated[bool, typer.Option("--compile", help="Compile the student with torch.compile.")] = False,
+    mixed_precision: options.MixedPrecision = options.Precision.NO,
+    compile: options.Compile = False,
     workers: Annotated[int, typer.Option(metavar="N", min=0, help="Processes that read images.")] = 0,
     augment: Annotated[
         Augment, typer.Option(help="Random crops, for colour images mirrored ones too (auto), or less.")

@@ -1,5 +1,6 @@
 """Options that several commands share, and the small formats in which they are typed."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +8,17 @@ import typer
 
 from bnnconvert.errors import UsageError
 
+
+class Precision(StrEnum):
+    """What Accelerate calls mixed precision."""
+
+    NO = "no"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value on standard output and nothing else there.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the student with torch.compile.")]
 Data = Annotated[
     str | None,
     typer.Option(
@@ -25,6 +36,7 @@ InputShape = Annotated[
 Mean = Annotated[
     str | None, typer.Option(metavar="A,B,C", help="Mean per channel in [0, 1]; default: the training set's.")
 ]
+MixedPrecision = Annotated[Precision, typer.Option(help="Precision of the float operations.")]
 Std = Annotated[
     str | None, typer.Option(metavar="A,B,C", help="Standard deviation per channel; default: the training set's.")
 ]

@@ -19,4 +19,6 @@ class ApproxSign(Estimator):
 
     def gradient(self, x: Tensor, grad: Tensor) -> Tensor:
         inside = x.abs().clamp_(max=1)
+        if torch.compiler.is_compiling():  # which fuses what is written to memory here
+            return 2 * (grad - grad * inside)
         return torch.addcmul(grad, grad, inside, value=-1, out=inside).mul_(2)

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
@@ -53,6 +53,8 @@ def compare(
     epochs: int | None = None,
     seed: int = 0,
     device: str | None = None,
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no",
+    compile: bool = False,
     out: str | Path = "compare",
     progress: Progress | None = None,
 ) -> Comparison:
@@ -68,7 +70,15 @@ def compare(
     if loaded.test is None:
         raise UsageError(f"{data}: has no test set, on which recipes are compared; add test/ or val/.")
     original = load_model(spec, model=model, trust_pickle=trust_pickle)
-    conditions = Conditions(source=spec, source_sha256=original.sha256, data=data, epochs=epochs, seed=seed)
+    conditions = Conditions(
+        source=spec,
+        source_sha256=original.sha256,
+        data=data,
+        epochs=epochs,
+        seed=seed,
+        mixed_precision=mixed_precision,
+        compile=compile,
+    )
     _claim(out, conditions)
     known = {name: _known(out, name, entry.sha256) for name, entry in entries.items()}
     done = []
@@ -88,7 +98,7 @@ def compare(
                     mean=mean,
                     std=std,
                 )
-                found = _measure(student, name, entry.sha256, loaded, epochs, seed, device, progress=told)
+                found = _measure(student, name, entry.sha256, loaded, conditions, device, progress=told)
             except RefusalError as refusal:
                 found = ComparedRecipe(recipe=name, recipe_sha256=entry.sha256, figures=None, refusal=str(refusal))
             write_text(out / f"{name}.json", found.model_dump_json(indent=2) + "\n")
@@ -185,8 +195,7 @@ def _measure(
     name: str,
     sha256: str,
     data: Data,
-    epochs: int | None,
-    seed: int,
+    conditions: Conditions,
     device: str | None,
     *,
     progress: Progress,
@@ -195,7 +204,17 @@ def _measure(
     assert student.run is not None
     assert data.test is not None
     converted, ratio = _converted(student, data, device), _ratio(student, data)
-    trained = finetune(student, data, epochs=epochs, seed=seed, device=device, resume=True, progress=progress)
+    trained = finetune(
+        student,
+        data,
+        epochs=conditions.epochs,
+        seed=conditions.seed,
+        mixed_precision=conditions.mixed_precision,
+        compile=conditions.compile,
+        device=device,
+        resume=True,
+        progress=progress,
+    )
     figures = Figures(
         converted=converted,
         fine_tuned=_accuracy(student.model, data, device),

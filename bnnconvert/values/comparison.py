@@ -1,5 +1,7 @@
 """What a comparison of recipes finds: plain data that goes to files and comes back."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -20,6 +22,9 @@ class Conditions(Record):
     epochs: int | None
     """None: each recipe's own."""
     seed: int
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    compile: bool = False
+    """Whether the students were compiled for their training."""
 
 
 class Figures(Record):
