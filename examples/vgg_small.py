@@ -58,6 +58,7 @@ def main(line: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-steps", type=int)
+    parser.add_argument("--mixed-precision", choices=("no", "fp16", "bf16"), default="no")
     arguments = parser.parse_args(line)
     keep_freed_memory()
     torch.manual_seed(arguments.seed)
@@ -81,6 +82,7 @@ def main(line: list[str] | None = None) -> None:
         augment="crop-flip",
         resume=True,
         max_steps=arguments.max_steps,
+        mixed_precision=arguments.mixed_precision,
         progress=EpochLines(arguments.epochs),
     )
     save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, arguments.out)

@@ -36,7 +36,7 @@ from bnnconvert.values.comparison import ComparedRecipe, Comparison, Conditions,
 from bnnconvert.values.data import Data
 from bnnconvert.values.files import write_text
 from bnnconvert.values.progress import Progress, Silent
-from bnnconvert.values.recipe import Recipe
+from bnnconvert.values.recipe import Published, Recipe
 from bnnconvert.values.report import VerifyReport
 
 
@@ -102,7 +102,7 @@ def compare(
             except RefusalError as refusal:
                 found = ComparedRecipe(recipe=name, recipe_sha256=entry.sha256, figures=None, refusal=str(refusal))
             write_text(out / f"{name}.json", found.model_dump_json(indent=2) + "\n")
-        done.append(found)
+        done.append(found.model_copy(update={"published": entry.published}))
     own, times = speeds(original.module, {r.recipe: out / f"{r.recipe}{PACKED_SUFFIX}" for r in done}, loaded)
     comparison = Comparison(
         conditions=conditions,
@@ -122,6 +122,7 @@ class _Entry:
 
     text: str
     sha256: str
+    published: Published | None
 
 
 def _entries(recipes: Sequence[str]) -> dict[str, _Entry]:
@@ -133,7 +134,7 @@ def _entries(recipes: Sequence[str]) -> dict[str, _Entry]:
         check_recipe(recipe)
         if recipe.name in entries:
             raise UsageError(f"--recipes: {recipe.name!r} comes twice; give each recipe a name of its own.")
-        entries[recipe.name] = _Entry(text, _sha256(recipe))
+        entries[recipe.name] = _Entry(text, _sha256(recipe), recipe.published)
     return entries
 
 
@@ -277,5 +278,5 @@ def _accuracy(model: nn.Module, data: Data, device: str | None) -> float:
 
 def _sha256(recipe: Recipe) -> str:
     """Of what a recipe asks for; its comments, and what it says about itself, may change."""
-    asked = recipe.model_dump_json(exclude={"title", "source", "summary"}, exclude_defaults=True)
+    asked = recipe.model_dump_json(exclude={"title", "source", "summary", "published"}, exclude_defaults=True)
     return hashlib.sha256(asked.encode()).hexdigest()

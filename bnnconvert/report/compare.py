@@ -7,12 +7,13 @@ from bnnconvert.report.table import Column, Table, number
 from bnnconvert.report.units import as_percent
 from bnnconvert.values.comparison import ComparedRecipe, Comparison
 
-TITLES = ("converted", "fine-tuned", "gap", "packed", "agreement", "bytes", "ms", "step", "epochs", "minutes")
+TITLES = ("converted", "fine-tuned", "gap", "published", "packed", "agreement")
+TITLES += ("bytes", "ms", "step", "epochs", "minutes")
 
 
 def comparison_table(found: Comparison) -> Table:
     """One row per recipe, the float model first; gaps in points, steps in units of the float model's."""
-    own: tuple[str, ...] = ("float", "", as_percent(found.float_accuracy), "", "", "", f"{found.float_bytes:,}")
+    own: tuple[str, ...] = ("float", "", as_percent(found.float_accuracy), "", "", "", "", f"{found.float_bytes:,}")
     own += (f"{found.float_milliseconds:.3f}", "1.00", "", "")
     rows = (own, *(_row(recipe, found) for recipe in found.recipes))
     return Table("Recipes compared", (Column("recipe"), *map(number, TITLES)), rows)
@@ -28,6 +29,7 @@ def _row(recipe: ComparedRecipe, found: Comparison) -> tuple[str, ...]:
         as_percent(figures.converted),
         as_percent(figures.fine_tuned),
         f"{100 * (found.float_accuracy - figures.fine_tuned):.2f}",
+        "" if recipe.published is None else f"{recipe.published.gap:.1f}, {recipe.published.on}",
         "" if figures.packed is None else as_percent(figures.packed),
         "" if figures.agreement is None else as_percent(figures.agreement),
         "" if figures.file_bytes is None else f"{figures.file_bytes:,}",
@@ -42,8 +44,8 @@ def comparison_notes(found: Comparison) -> list[str]:
     """What the numbers are, and why some are missing."""
     samples = next((r.figures.samples for r in found.recipes if r.figures is not None), 0)
     note = (
-        f"Accuracy on {samples:,} test images; gap in points; time of one sample on one thread; step: time of a "
-        "training step, teacher included, over the float model's."
+        f"Accuracy on {samples:,} test images; gap in points, and what its paper has; time of one sample on one "
+        "thread; step: time of a training step, teacher included, over the float model's."
     )
     return [note, *(f"{r.recipe}: {r.refusal}" for r in found.recipes if r.refusal is not None)]
 

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from bnnconvert.values.recipe import Published
+
 
 class Record(BaseModel):
     """Base of all parts: frozen, no unknown keys."""
@@ -58,6 +60,7 @@ class ComparedRecipe(Record):
     figures: Figures | None
     refusal: str | None = None
     """Why there are no figures, or no packed ones."""
+    published: Published | None = None
 
 
 class Comparison(Record):

@@ -219,6 +219,21 @@ class Checks(Section):
     """Share of constant channels on the probe input at which a sign is refused as dead."""
 
 
+class Published(Section):
+    """What the paper reports, for the network and data nearest to a ResNet-20 on CIFAR-10. Units: per cent, top-1."""
+
+    on: str
+    """Network, data, and the bits where they are not the recipe's."""
+    accuracy: Annotated[float, Field(gt=0, le=100)]
+    original: Annotated[float, Field(gt=0, le=100)]
+    """Of the float network."""
+
+    @property
+    def gap(self) -> float:
+        """Points from the float network down."""
+        return self.original - self.accuracy
+
+
 class Recipe(Section):
     """One method, as data."""
 
@@ -226,6 +241,7 @@ class Recipe(Section):
     title: str
     source: str
     summary: str
+    published: Published | None = None
     rewrites: list[Named]
     """Ordered; each entry is a name or a table with a name and options."""
     layers: list[Rule]

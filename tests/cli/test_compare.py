@@ -37,7 +37,9 @@ def test_recipes_are_compared_and_go_on_where_they_were_stopped(compared: Shell)
         assert found["milliseconds"][name] > 0
     assert by_name["wrong"]["figures"] is None
     assert "nothing is wanted here" in by_name["wrong"]["refusal"]
-    assert Path("compare/table.md").read_text().count("\n") == 6
+    table = Path("compare/table.md").read_text()
+    assert table.count("\n") == 6
+    assert "| 6.5, ResNet-20, CIFAR-10 |" in table
     assert Path("compare/plot.png").read_bytes().startswith(b"\x89PNG")
 
     # Stopped before one result was written: its fine-tuned run is taken up, the others' results are left alone.
@@ -80,7 +82,7 @@ def test_a_recipe_that_cannot_be_exported_has_figures_without_a_packed_file(shel
     line = next(line for line in Path("compare/table.md").read_text().splitlines() if "horq-patch" in line)
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert all(cells[1:4])
-    assert cells[4:8] == [""] * 4
+    assert cells[4:9] == [""] * 5
 
 
 def test_wrong_words_are_refused_before_anything_is_written(shell: Shell) -> None:
