@@ -1,5 +1,6 @@
 """Values so near a sign's threshold that rounding decides their bit, and who may differ because of them."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -70,7 +71,12 @@ class EngineCheck:
         program = session.program.model_copy(update={"output": Output(kind="tuple", items=items)})
         self.shown = Session(replace(session.artifact, program=program), engine="native")
 
-    def explained(self, x: Array, values: dict[str, Array]) -> Bits:
+    def values_of(self, values: Mapping[str, Array], samples: Bits) -> dict[str, Array]:
+        """What `explained` looks at, of the chosen samples alone: a look at one costs as much as many runs."""
+        names = {*map(_input, self.encodes), *self.session.program.output.values()}
+        return {name: values[name][samples] for name in names}
+
+    def explained(self, x: Array, values: Mapping[str, Array]) -> Bits:
         """Samples whose outputs may differ from the portable `values`, as bits at a boundary do before any other.
 
         Where the engine agrees in all bits once it shows them, its outputs must agree as well, and some value must lie

@@ -38,7 +38,7 @@ def verify(
     student: GraphModule, session: Session, batches: Iterable[Tensor], *, task: Task = CLASSIFICATION
 ) -> VerifyReport:
     """Run both on every batch and account for every difference; the student's mode is left as it was."""
-    tally = _Tally(task)
+    tally, check = _Tally(task), None
     with evaluation(student), torch.no_grad():
         for x in batches:
             recorder = Recorder(student)
@@ -54,7 +54,10 @@ def verify(
             tally.add(flips, actual, [e.numpy() for e in expected])
             if session.isa is not None:
                 differs, _ = differing(flattened(session.run(x.numpy())), actual)
-                explained = EngineCheck(session).explained(x.numpy(), dict(values)) if differs.any() else differs
+                explained = differs.copy()
+                if differs.any():
+                    check = check or EngineCheck(session)
+                    explained[differs] = check.explained(x.numpy()[differs], check.values_of(values, differs))
                 tally.add_engine(differs, explained)
     return tally.report(session.isa)
 

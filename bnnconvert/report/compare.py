@@ -7,7 +7,7 @@ from bnnconvert.report.table import Column, Table, number
 from bnnconvert.report.units import as_percent
 from bnnconvert.values.comparison import ComparedRecipe, Comparison
 
-TITLES = ("converted", "fine-tuned", "gap", "published", "packed", "agreement")
+TITLES: tuple[str, ...] = ("converted", "fine-tuned", "gap", "published", "packed", "agreement")
 TITLES += ("bytes", "ms", "step", "epochs", "minutes")
 
 
