@@ -22,7 +22,8 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 PASS_THROUGH = (nn.Identity, nn.Dropout, nn.Dropout2d)
 MEMBER, VOTE = "member", "vote"
 """Paths of an ensemble's members, numbered from 1, and of their vote."""
-WEIGHT_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.RNNBase, BinaryLayer)
+_TORCH_S = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
+WEIGHT_LAYERS = (*_TORCH_S, BinaryLayer)
 
 
 def module_of(graph: GraphModule, node: object) -> nn.Module | None:

@@ -113,3 +113,69 @@ def plain() -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(8, 5),
     )
+
+
+class Attention(nn.Module):
+    """A transformer's block, pre-norm, its products of queries and keys written out. Input (N, T, C)."""
+
+    def __init__(self, width: int = 16, heads: int = 2) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, 2 * width)
+        self.fc2 = nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, tokens, width = x.shape
+        parts = self.qkv(self.norm1(x)).reshape(n, tokens, 3, self.heads, width // self.heads)
+        q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, width)
+        x = x + self.proj(seen)
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+class Transformer(nn.Module):
+    """Patches, a block over tokens, one over their grid, classifier. Input (N, 3, 8, 8)."""
+
+    input_shape = (1, 3, 8, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 2, 2)
+        self.block = Attention()
+        self.norm = nn.LayerNorm(16)
+        self.mix = nn.Linear(16, 16)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block(self.patches(x).flatten(2).transpose(1, 2))
+        grid = self.norm(x).reshape(-1, 4, 4, 16)
+        return self.head((grid + F.gelu(self.mix(grid))).mean((1, 2)))
+
+
+def sequence(axes: int = 1) -> nn.Sequential:
+    """A plain network along one axis, or the same as one over images of width 1. Input (N, 2, 24) or (N, 2, 24, 1)."""
+    flat = axes == 1
+    conv, norm, pool = (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d) if flat else (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d)
+
+    def size(along: int, across: int = 1) -> int | tuple[int, int]:
+        return along if flat else (along, across)
+
+    return nn.Sequential(
+        conv(2, 8, size(5), padding=size(2, 0)),
+        norm(8),
+        nn.ReLU(),
+        pool(size(2)),
+        conv(8, 8, size(3), padding=size(1, 0), groups=2, bias=False),
+        norm(8),
+        nn.ReLU(),
+        pool(size(2)),
+        conv(8, 8, size(3), padding=size(2, 0), dilation=size(2), stride=size(2)),
+        norm(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(24, 5),
+    )

@@ -1,5 +1,6 @@
 """Graph rewrites: one file each, one row each."""
 
+from bnnconvert.rewrite.as_images import AsImages
 from bnnconvert.rewrite.base import Rewrite
 from bnnconvert.rewrite.binarize import Binarize
 from bnnconvert.rewrite.ensemble import Ensemble
@@ -15,6 +16,7 @@ from bnnconvert.rewrite.shortcut_per_conv import ShortcutPerConv
 from bnnconvert.rewrite.widen import Widen
 
 REWRITES: dict[str, type[Rewrite]] = {
+    "as-images": AsImages,
     "binarize": Binarize,
     "reorder-pool": ReorderPool,
     "insert-batch-norm": InsertBatchNorm,

@@ -7,6 +7,7 @@ from torch.fx import GraphModule
 from bnnconvert.errors import VerificationError
 from bnnconvert.graph import propagate_shapes, restore_order
 from bnnconvert.rewrite import REWRITES
+from bnnconvert.rewrite.as_images import AsImages
 from bnnconvert.rewrite.base import Refusal, Rewrite, Site
 from bnnconvert.values.plan import Plan, RewriteRecord
 from bnnconvert.values.recipe import Recipe
@@ -29,10 +30,14 @@ def build_rewrites(recipe: Recipe) -> list[Rewrite]:
 def run_rewrites(graph: GraphModule, plan: Plan, rewrites: list[Rewrite], *, probe: tuple[Tensor, ...]) -> Plan:
     """Rewrite `graph` in place; the plan comes back with what happened.
 
+    Layers that are convolutions in other clothes become such first, whatever the recipe says.
+
     Raises: VerificationError if a rewrite breaks its promise or does not come to an end.
     """
     records = []
-    for rewrite in rewrites:
+    first = AsImages()
+    needed = any(isinstance(site, Site) for site in first.find(graph, plan))
+    for rewrite in [first, *rewrites] if needed else rewrites:
         records.append(_run(graph, plan, rewrite, probe))
         plan = rewrite.replan(graph, plan)
     return plan.with_rewrites(records)

@@ -8,7 +8,7 @@ from torch.fx import GraphModule, Node
 from bnnconvert.graph import WEIGHT_LAYERS, calls_of, is_add, is_call_of, module_of, shape_of
 from bnnconvert.values.plan import LayerFacts
 
-_KINDS: dict[type[nn.Module], str] = {nn.Conv2d: "conv2d", nn.Linear: "linear"}
+_KINDS: dict[type[nn.Module], str] = {nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Linear: "linear"}
 
 
 def layer_facts(graph: GraphModule) -> tuple[LayerFacts, ...]:
@@ -60,12 +60,14 @@ def _obstacle(graph: GraphModule, node: Node, module: nn.Module) -> str | None:
         return f"the module is called {calls} times, and each call would need its own binarizer"
     if "weight" not in dict(module.named_parameters(recurse=False)):
         return "its weight is computed, not a plain parameter"
-    if isinstance(module, nn.Conv2d) and (isinstance(module.padding, str) or module.padding_mode != "zeros"):
+    if isinstance(module, nn.Conv1d | nn.Conv2d) and (
+        isinstance(module.padding, str) or module.padding_mode != "zeros"
+    ):
         how = module.padding if isinstance(module.padding, str) else module.padding_mode
         return f"its padding is {how!r}, not a number of zeros"
     shape = shape_of(node.all_input_nodes[0])
-    if isinstance(module, nn.Linear) and (shape is None or len(shape) != 2):
-        return f"its input has shape {shape}, not (batch, features)"
+    if isinstance(module, nn.Linear) and (shape is None or not 2 <= len(shape) <= 4):
+        return f"its input has shape {shape}, not (batch, features) with up to two axes of space between"
     return None
 
 
@@ -98,7 +100,7 @@ def _is_weight(graph: GraphModule, node: Node) -> bool:
 
 def _is_pointwise(graph: GraphModule, node: Node) -> bool:
     module = module_of(graph, node)
-    return isinstance(module, nn.Conv2d) and tuple(module.kernel_size) == (1, 1)
+    return isinstance(module, nn.Conv1d | nn.Conv2d) and set(module.kernel_size) == {1}
 
 
 def _all_pointwise(graph: GraphModule, nodes: frozenset[Node] | set[Node]) -> bool:

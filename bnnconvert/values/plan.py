@@ -33,13 +33,8 @@ class LayerFacts:
     @property
     def macs(self) -> int:
         """Multiply-adds for one sample."""
-        positions = 1
-        for size in self.output_shape[2:]:
-            positions *= size
-        weights = 1
-        for size in self.weight_shape:
-            weights *= size
-        return weights * positions
+        positions = self.output_shape[1:-1] if self.kind == "linear" else self.output_shape[2:]
+        return math.prod(self.weight_shape) * math.prod(positions)
 
     @property
     def float_bytes(self) -> int:

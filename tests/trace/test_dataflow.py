@@ -95,6 +95,13 @@ def test_obstacles_name_a_property_of_the_model() -> None:
     assert "'reflect'" in reasons["reflect"]
     assert "'same'" in reasons["same"]
     assert "no binary ConvTranspose2d" in reasons["up"]
-    assert "not (batch, features)" in reasons["tokens"]
+    assert not reasons["tokens"]
     assert reasons["depthwise"] == ""
     assert found["depthwise"].is_depthwise
+
+
+def test_a_linear_layer_may_have_two_axes_of_space_and_no_more() -> None:
+    net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    assert [f.obstacle for f in facts(net, 2, 5, 6, 4).values()] == [None, None]
+    assert ["(2, 5, 6, 7, 4)" in (f.obstacle or "") for f in facts(net, 2, 5, 6, 7, 4).values()] == [True, False]
+    assert all(f.obstacle for f in facts(net, 2, 5, 6, 7, 4).values())

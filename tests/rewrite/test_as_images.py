@@ -1,0 +1,96 @@
+"""Sequences and tokens as images: the same function, the same network as one over images, and packed like it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+import bnnconvert
+from bnnconvert.graph import module_of
+from bnnconvert.layers.axes import View
+from bnnconvert.layers.conv2d import BinaryConv2d
+from tests.networks import Transformer, randomise, sequence
+
+
+def views(graph: GraphModule) -> list[str]:
+    found = [(node, module_of(graph, node)) for node in graph.graph.nodes]
+    return [type(module).__name__ for _, module in found if isinstance(module, View)]
+
+
+@pytest.mark.parametrize("recipe", ["xnor", "reactnet", "bnn", "dorefa", "bwn"])
+def test_a_network_along_one_axis_becomes_what_it_becomes_over_images(recipe: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 2, 24)
+    line, image = randomise(sequence(1)), randomise(sequence(2))
+    weights = {k: v.unsqueeze(-1) if v.dim() == 3 else v for k, v in line.state_dict().items()}
+    image.load_state_dict(weights)
+    one = bnnconvert.convert(line, recipe=recipe, example_inputs=(x,))
+    two = bnnconvert.convert(image, recipe=recipe, example_inputs=(x[..., None],))
+    torch.testing.assert_close(one.model(x), two.model(x[..., None]), rtol=0, atol=0)
+    assert views(one.model) == ["ToImage", "FromImage"]  # at the ends, and nothing between
+    first, *others = one.plan.rewrites
+    assert first.name == "as-images"
+    assert [(r.name, r.count) for r in others] == [(r.name, r.count) for r in two.plan.rewrites]
+    assert [(p.facts.path, p.decision, p.facts.macs) for p in one.plan.layers] == [
+        (p.facts.path, p.decision, p.facts.macs) for p in two.plan.layers
+    ]
+
+
+@pytest.mark.parametrize("recipe", ["bwn", "xnor", "reactnet"])
+def test_a_transformer_s_products_become_binary_and_are_packed(recipe: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = Transformer().eval(), torch.randn(4, 3, 8, 8)
+    student = bnnconvert.convert(net, recipe=recipe, example_inputs=(x,))
+    decisions = {p.facts.path: p.decision for p in student.plan.layers}
+    kept = {path for path, decision in decisions.items() if decision == "float"}
+    assert kept == {"patches", "head"}
+    assert student.plan.layer("block.fc1").facts.macs == 16 * 16 * 32
+    assert student.plan.layer("mix").facts.macs == 16 * 16 * 16
+    binary = [m for m in student.model.modules() if isinstance(m, BinaryConv2d)]
+    assert len(binary) == len(decisions) - len(kept) == 5
+    student.model.train()
+    student.model(x).square().sum().backward()
+    assert all(layer.weight.grad is not None and layer.weight.grad.abs().sum() > 0 for layer in binary)
+    student.model.eval()
+    artifact = tmp_path / "net.packed.safetensors"
+    bnnconvert.export(student, artifact)
+    for count in (4, 1):
+        expected = student.model(x[:count]).detach()
+        torch.testing.assert_close(
+            torch.from_numpy(bnnconvert.Session(artifact).run(x[:count].numpy())), expected, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_between_two_layers_over_tokens_an_activation_works_on_the_image() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 6), nn.Linear(6, 2)).eval()
+    student = bnnconvert.convert(net, recipe="bwn", example_inputs=(torch.randn(4, 3, 4),))
+    assert views(student.model) == ["ToImage", "FromImage"]
+    # PReLU of tokens has a slope per token, which no channel of an image is.
+    net = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 8), nn.PReLU(3), nn.Linear(8, 6), nn.Linear(6, 2)).eval()
+    student = bnnconvert.convert(net, recipe="bwn", example_inputs=(torch.randn(4, 3, 4),))
+    assert views(student.model) == ["ToImage", "FromImage"] * 2
+
+
+class Twice(nn.Module):
+    """A batch norm that is called for two layers of another length each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.two = (nn.Conv1d(4, 4, 3) for _ in range(3))
+        self.norm, self.head = nn.BatchNorm1d(4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.two(self.norm(self.one(self.stem(x))))).mean(2))
+
+
+def test_a_shared_batch_norm_stays_as_it_is() -> None:
+    torch.manual_seed(0)
+    net, x = randomise(Twice()), torch.randn(4, 4, 12)
+    student = bnnconvert.convert(net, recipe="bwn", example_inputs=(x,))
+    assert isinstance(student.model.get_submodule("norm"), nn.BatchNorm1d)
+    kinds = {p.facts.path: p.facts.kind for p in student.plan.layers}
+    assert kinds == {"stem": "conv1d", "one": "conv1d", "two": "conv1d", "head": "linear"}
+    assert views(student.model) == ["ToImage", "FromImage"] * 2
