@@ -61,6 +61,11 @@ def lower(deployed: GraphModule, example: Tensor) -> tuple[Program, Arrays]:
 
 
 def _export(deployed: GraphModule, example: Tensor) -> ExportedProgram:
+    for path, reason in deployed.meta.get("opaque", {}).items():
+        raise RefusalError(
+            f"export: {path} runs code that no file can hold, as it cannot be followed: {reason}; rewrite that line "
+            "and convert again"
+        )
     two = torch.cat([example[:1], example[:1]]).cpu()
     try:
         return export(deployed, (two,), dynamic_shapes=({0: Dim("batch")},), strict=False)

@@ -82,6 +82,7 @@ def convert(
     probe = probe_input(shape, loaded)
     model = copy.deepcopy(model).cpu().float()
     teacher = traced(model, probe)
+    notes = (*notes, *teacher.meta.get("notes", ()))
     if loaded is not None:
         check_fits(loaded, shape, outputs_of(teacher, probe))
     plan = make_plan(recipe, layer_facts(teacher), input_shape=shape, model_bytes=module_bytes(model))

@@ -7,7 +7,7 @@ answer and is where this way ends.
 
 import copy
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -41,18 +41,38 @@ class CaptureError(Exception):
         self.path, self.cause = path, cause
 
 
-def capture(module: nn.Module, inputs: tuple[Tensor, ...]) -> GraphModule:
+Calls = dict[str, list[Any]]
+"""Outputs of modules by their paths, call by call."""
+
+
+def capture(module: nn.Module, inputs: tuple[Tensor, ...], *, opaque: Calls | None = None) -> GraphModule:
     """Graph of what `module` does with inputs of these shapes, and any number of samples.
+
+    Modules that are `opaque` are not looked into: they give what they gave before.
 
     Raises: CaptureError naming the innermost module whose code cannot be followed.
     """
-    return _Capture(module).run(inputs)
+    return _Capture(module, opaque or {}).run(inputs)
+
+
+def outputs_of(module: nn.Module, inputs: tuple[Tensor, ...], paths: Iterable[str]) -> Calls:
+    """What the modules at `paths` give when the whole one runs, call by call."""
+    found: Calls = {path: [] for path in paths}
+    with ExitStack() as stack, torch.no_grad():
+        for path, outputs in found.items():
+            handle = module.get_submodule(path).register_forward_hook(lambda _m, _x, y, to=outputs: to.append(y))
+            stack.callback(handle.remove)
+        if found:
+            module(*inputs)
+    return found
 
 
 class _Capture(TorchFunctionMode):
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, opaque: Calls) -> None:
         super().__init__()
         self._root = root
+        self._opaque = {path: iter(outputs) for path, outputs in opaque.items()}
+        self._real_samples = 0
         self._graph = Graph()
         self._sizes = Sizes(self._graph)
         self._fake = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
@@ -92,7 +112,7 @@ class _Capture(TorchFunctionMode):
         dynamic = [DimDynamic.DYNAMIC if i == 0 else DimDynamic.STATIC for i in range(x.dim())]
         fake = self._fake.from_tensor(x, symbolic_context=StatelessSymbolicContext(dynamic_sizes=dynamic))
         if number == 0 and x.dim() > 0:
-            self._samples = fake.shape[0]
+            self._samples, self._real_samples = fake.shape[0], x.shape[0]
             if isinstance(self._samples, torch.SymInt):
                 self._sizes.begin(node, self._samples)
         self._track(fake, node)
@@ -226,7 +246,9 @@ class _Capture(TorchFunctionMode):
         self._stack = {**before, path: entry}
         fixed = self._is_fixed()
         try:
-            if not _is_leaf(module):
+            if path in self._opaque:
+                result = self._hidden(path, args, kwargs)
+            elif not _is_leaf(module):
                 result = ordinary(module, *args, **kwargs)
             else:
                 result = self._leaf(ordinary, module, path, args, kwargs)
@@ -250,6 +272,23 @@ class _Capture(TorchFunctionMode):
         with self._no_names():
             self._track(result, node)
         return result
+
+    def _hidden(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of an opaque module, which gives tensors like those that it gave before."""
+        node = self._graph.call_module(path, tuple(map(self._argument, args)), self._arguments(kwargs))
+        with self._no_names(), torch._C.DisableTorchFunction():
+            result = _map(next(self._opaque[path]), self._like)
+        self._stand(node)
+        with self._no_names():
+            self._track(result, node)
+        return result
+
+    def _like(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        is_batch = value.dim() > 0 and value.shape[0] == self._real_samples
+        shape = (self._samples, *value.shape[1:]) if is_batch else value.shape
+        return torch.empty(shape, dtype=value.dtype, device=value.device)
 
     def _is_fixed(self) -> bool:
         """Whether something has asked for the number of samples itself."""

@@ -1,6 +1,6 @@
 """Facts from dataflow: which weight layers come first and last, and which stand on the side branch of an addition."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from torch import nn
 from torch.fx import GraphModule, Node
@@ -28,7 +28,25 @@ def layer_facts(graph: GraphModule) -> tuple[LayerFacts, ...]:
         facts.append(
             _facts(graph, node, is_first=not above[node], is_last=node not in below, is_shortcut=node in shortcuts)
         )
-    return tuple(facts)
+    return (*facts, *_hidden(graph))
+
+
+def _hidden(graph: GraphModule) -> Iterator[LayerFacts]:
+    """Weight layers inside modules that are called as they are, so that nothing about their neighbours is known."""
+    opaque: dict[str, str] = graph.meta.get("opaque", {})
+    for path, reason in opaque.items():
+        for name, module in graph.get_submodule(path).named_modules():
+            if isinstance(module, WEIGHT_LAYERS):
+                weight = getattr(module, "weight", None)
+                yield LayerFacts(
+                    path=f"{path}.{name}" if name else path,
+                    kind=_KINDS.get(type(module), type(module).__name__.lower()),
+                    input_shape=(),
+                    output_shape=(),
+                    weight_shape=tuple(weight.shape) if weight is not None else (),
+                    parameters=sum(p.numel() for p in module.parameters()),
+                    obstacle=f"the code of {path!r} cannot be followed: {reason}",
+                )
 
 
 def _facts(graph: GraphModule, node: Node, *, is_first: bool, is_last: bool, is_shortcut: bool) -> LayerFacts:

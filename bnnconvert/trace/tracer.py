@@ -1,7 +1,10 @@
-"""Two ways to a graph, the easier one first, with refusals that point at the user's own line.
+"""Three ways to a graph, the easiest one first, with notes and refusals that point at the user's own line.
 
 1  symbolic: the model's code runs on stand-ins, so that every size stays open
 2  along the example: it runs on tensors without values, so that decisions by shapes and types simply happen
+3  around what cannot be followed: a module whose code decides by values is called as it is, and the rest is a graph
+
+`graph.meta["notes"]` says which way was taken and why, `graph.meta["opaque"]` what is inside no graph.
 """
 
 import torch
@@ -12,7 +15,7 @@ from bnnconvert.errors import RefusalError, UsageError, VerificationError, first
 from bnnconvert.graph import propagate_shapes
 from bnnconvert.trace.blame import blame
 from bnnconvert.trace.canonical import canonicalise
-from bnnconvert.trace.capture import CaptureError, capture
+from bnnconvert.trace.capture import CaptureError, capture, outputs_of
 
 
 def trace(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> GraphModule:
@@ -52,16 +55,30 @@ def run_example(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> object
 def _graph_of(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> GraphModule:
     try:
         return GraphModule(module, Tracer().trace(module), class_name=type(module).__name__)
-    except Exception:
-        pass
-    try:
-        return capture(module, example_inputs)
-    except CaptureError as error:
-        inside = f" in {error.path!r}" if error.path else ""
-        raise RefusalError(
-            f"{type(module).__name__} cannot be traced{inside}: {blame(error.cause)}; rewrite that line so that it "
-            "does not depend on the values of tensors, or move it into a module without weights."
-        ) from error
+    except Exception as error:  # the user's code may raise anything
+        why = blame(error)
+    opaque: dict[str, str] = {}
+    while True:
+        try:
+            graph = capture(module, example_inputs, opaque=outputs_of(module, example_inputs, opaque))
+            break
+        except CaptureError as error:
+            if not error.path or error.path in opaque:
+                inside = f" in {error.path!r}" if error.path else ""
+                raise RefusalError(
+                    f"{type(module).__name__} cannot be traced{inside}: {blame(error.cause)}; rewrite that line so "
+                    "that it does not depend on the values of tensors, or move it into a module of its own."
+                ) from error
+            opaque[error.path] = blame(error.cause)
+    # A module inside another that was found later is hidden with it.
+    opaque = {p: r for p, r in opaque.items() if not any(p.startswith(f"{other}.") for other in opaque)}
+    graph.meta["opaque"] = opaque
+    graph.meta["notes"] = (
+        f"Traced along the example input, as symbolic tracing stops at {why}.",
+        *(f"{path!r} is called as it is and stays float, and its code keeps the student from being exported: {reason}."
+          for path, reason in opaque.items()),
+    )  # fmt: skip
+    return graph
 
 
 def _require_same(expected: object, actual: object) -> None:

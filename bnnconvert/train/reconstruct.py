@@ -2,7 +2,8 @@
 
 1  thresholds from data, batch norm re-estimated
 2  scale and shift of each batch norm by least squares against the teacher's (kept where the outputs come nearer)
-3  the operands become binary in the order of the recipe's stages, while the student follows the teacher's outputs
+3  the operands become binary in the order of the recipe's stages, while the student follows the teacher's outputs, and
+   its features where it has any that are like the teacher's: a few images say more by those
 
 Labels are never looked at: where the loop chooses weights by accuracy, it is agreement with the teacher on images that
 are held out. For classifiers only.
@@ -22,6 +23,7 @@ from bnnconvert.tasks import CLASSIFICATION
 from bnnconvert.train.batches import sample_of, to_input
 from bnnconvert.train.calibrate import fit_batch_norm, prepare
 from bnnconvert.train.loop import finetune
+from bnnconvert.train.losses.pairing import alike_activations
 from bnnconvert.values.data import Data, Images
 from bnnconvert.values.progress import Progress
 from bnnconvert.values.recipe import Loss, Stage, Training
@@ -30,6 +32,8 @@ STEPS, BATCH, HELD_OUT = 600, 64, 1 / 8
 FITTED = 128
 """Images for the least squares."""
 LEAST = 2 * BATCH
+FEATURES = 20.0
+"""Weight of the features, whose distance is at most 4, beside that of the softened outputs."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def reconstruct(
         student,
         teacher,
         seen,
-        _settings(training, epochs=math.ceil(steps / per_epoch)),
+        _settings(training, _losses(student, teacher), epochs=math.ceil(steps / per_epoch)),
         device=device,
         seed=seed,
         max_steps=steps,
@@ -113,8 +117,13 @@ def _divergence(student: GraphModule, teacher: GraphModule, x: Tensor) -> float:
     return float(F.kl_div(ours, theirs, reduction="batchmean", log_target=True))
 
 
-def _settings(training: Training, *, epochs: int) -> Training:
-    """The recipe's settings for a short run: no stage that only lets a float network settle, outputs as the target."""
+def _losses(student: GraphModule, teacher: GraphModule) -> list[Loss]:
+    features = [Loss(name="feature-match", weight=FEATURES)] if alike_activations(student, teacher) else []
+    return [Loss(name="distill", weight=1.0), *features]
+
+
+def _settings(training: Training, losses: list[Loss], *, epochs: int) -> Training:
+    """The recipe's settings for a short run: no stage that only lets a float network settle, the teacher as target."""
     stages = [stage for stage in training.stages if stage.weights or stage.inputs]
     total = sum(stage.share for stage in stages)
     return training.model_copy(
@@ -122,7 +131,7 @@ def _settings(training: Training, *, epochs: int) -> Training:
             "epochs": epochs,
             "batch_size": BATCH,
             "stages": [Stage.model_validate(s.model_dump() | {"share": s.share / total}) for s in stages],
-            "losses": [Loss(name="distill", weight=1.0)],
+            "losses": losses,
             "teacher": "frozen",
             "start": "teacher",
             "schedule_spans": "stage",

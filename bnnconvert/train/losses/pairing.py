@@ -7,6 +7,8 @@ from torch import nn
 from torch.fx import GraphModule
 
 from bnnconvert.errors import UsageError
+from bnnconvert.graph import ACTIVATIONS, input_of, is_add, is_call_of, shape_of
+from bnnconvert.layers.base import BinaryLayer
 from bnnconvert.values.tables import nearest
 
 
@@ -27,6 +29,23 @@ def paired_paths(student: nn.Module, teacher: nn.Module, at: list[str], *, what:
             )
         chosen += found
     return [path for path in common if path in chosen]
+
+
+def alike_activations(student: nn.Module, teacher: nn.Module) -> list[str]:
+    """Paths of activations behind a binary layer that hold in the student what they hold in the teacher.
+
+    Both are called once and are of one shape, and both follow an addition or neither does: where a rewrite has put a
+    shortcut around one convolution, the sum of the two is nothing that the teacher has.
+    """
+    if not isinstance(student, GraphModule) or not isinstance(teacher, GraphModule):
+        return []
+    nodes = list(student.graph.nodes)
+    first = next((i for i, node in enumerate(nodes) if is_call_of(student, node, BinaryLayer)), len(nodes))
+    ours = {str(n.target): n for n in nodes[first:] if is_call_of(student, n, ACTIVATIONS)}
+    theirs = {str(n.target): n for n in teacher.graph.nodes if is_call_of(teacher, n, ACTIVATIONS)}
+    once = set(called_once(student)) & set(called_once(teacher))
+    pairs = ((path, node, theirs[path]) for path, node in ours.items() if path in once and path in theirs)
+    return [p for p, a, b in pairs if shape_of(a) == shape_of(b) and is_add(input_of(a)) == is_add(input_of(b))]
 
 
 def called_once(model: nn.Module) -> list[str]:
