@@ -69,7 +69,7 @@ class _Residual(torch.autograd.Function):
             means.append(rest.abs().mean(dtype=scale.dtype))
             bit = sign_pm1(rest)
             y.addcmul_(bit, step)
-            rest = torch.addcmul(rest, bit, step, value=-1, out=torch.empty_like(x) if rest is x else rest)
+            rest = torch.addcmul(x, bit, step, value=-1) if rest is x else rest.addcmul_(bit, step, value=-1)
         found = torch.stack(means)
         ctx.mark_non_differentiable(found)
         return y, found
