@@ -33,6 +33,12 @@ def module_of(graph: GraphModule, node: object) -> nn.Module | None:
     return None
 
 
+def stored(graph: GraphModule, path: str) -> Any:
+    """Parameter, buffer or other attribute at `path`."""
+    owner, _, leaf = path.rpartition(".")
+    return getattr(graph.get_submodule(owner) if owner else graph, leaf)
+
+
 def is_call_of(graph: GraphModule, node: object, types: type[nn.Module] | tuple[type[nn.Module], ...]) -> bool:
     """Whether `node` calls a module of one of `types`."""
     return isinstance(module_of(graph, node), types)

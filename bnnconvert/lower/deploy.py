@@ -10,7 +10,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from bnnconvert.errors import RefusalError
-from bnnconvert.graph import PASS_THROUGH, input_of, module_of, propagate_shapes, set_module
+from bnnconvert.graph import PASS_THROUGH, input_of, module_of, propagate_shapes, set_module, stored
 from bnnconvert.layers.base import BinaryLayer
 from bnnconvert.layers.deployable import Deployable
 from bnnconvert.layers.linear import BinaryLinear
@@ -80,18 +80,12 @@ def tensor_bytes(deployed: GraphModule) -> int:
     tensors: dict[int, torch.Tensor] = {}
     for node in deployed.graph.nodes:
         if node.op == "get_attr":
-            value = _attribute(deployed, str(node.target))
+            value = stored(deployed, str(node.target))
             tensors[id(value)] = value
         elif node.op == "call_module":
             state = deployed.get_submodule(str(node.target)).state_dict(keep_vars=True)
             tensors |= {id(t): t for name, t in state.items() if not name.endswith("num_batches_tracked")}
     return sum(t.numel() * t.element_size() for t in tensors.values())
-
-
-def _attribute(deployed: GraphModule, path: str) -> torch.Tensor:
-    parent, _, leaf = path.rpartition(".")
-    value: torch.Tensor = getattr(deployed.get_submodule(parent) if parent else deployed, leaf)
-    return value
 
 
 def deploy_bytes(student: GraphModule, example: torch.Tensor) -> int:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
-from bnnconvert.graph import calls_of, free_path, module_of, set_module
+from bnnconvert.graph import calls_of, free_path, module_of, set_module, stored
 
 Build = Callable[..., nn.Module | None]
 
@@ -150,8 +150,7 @@ def _build(graph: GraphModule, node: Node, build: Build) -> nn.Module | None:
 
 def _constant(graph: GraphModule, value: Any) -> Any:
     if isinstance(value, Node) and value.op == "get_attr":
-        owner, _, leaf = str(value.target).rpartition(".")
-        return getattr(graph.get_submodule(owner) if owner else graph, leaf)
+        return stored(graph, str(value.target))
     return value
 
 

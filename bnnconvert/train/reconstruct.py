@@ -3,7 +3,7 @@
 1  thresholds from data, batch norm re-estimated
 2  scale and shift of each batch norm by least squares against the teacher's (kept where the outputs come nearer)
 3  the operands become binary in the order of the recipe's stages, while the student follows the teacher's outputs, and
-   its features where it has any that are like the teacher's: a few images say more by those
+   where inputs are quantized its features, too: a few images say more by those
 
 Labels are never looked at: where the loop chooses weights by accuracy, it is agreement with the teacher on images that
 are held out. For classifiers only.
@@ -22,6 +22,7 @@ from bnnconvert.errors import UsageError
 from bnnconvert.tasks import CLASSIFICATION
 from bnnconvert.train.batches import sample_of, to_input
 from bnnconvert.train.calibrate import fit_batch_norm, prepare
+from bnnconvert.train.latent import binary_layers
 from bnnconvert.train.loop import finetune
 from bnnconvert.train.losses.pairing import alike_activations
 from bnnconvert.values.data import Data, Images
@@ -118,8 +119,10 @@ def _divergence(student: GraphModule, teacher: GraphModule, x: Tensor) -> float:
 
 
 def _losses(student: GraphModule, teacher: GraphModule) -> list[Loss]:
-    features = [Loss(name="feature-match", weight=FEATURES)] if alike_activations(student, teacher) else []
-    return [Loss(name="distill", weight=1.0), *features]
+    # With float inputs the student is so near its teacher that the outputs alone lead it better.
+    is_far = any(not layer.is_weight_only for _, layer in binary_layers(student))
+    features = is_far and alike_activations(student, teacher)
+    return [Loss(name="distill", weight=1.0), *([Loss(name="feature-match", weight=FEATURES)] if features else [])]
 
 
 def _settings(training: Training, losses: list[Loss], *, epochs: int) -> Training:

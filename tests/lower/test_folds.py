@@ -1,9 +1,13 @@
 """The threshold fold: bits equal to the student's own modules for every accumulator, whatever stands in the chain."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+import bnnconvert
+from bnnconvert.graph import stored
 from bnnconvert.layers.maxout import Maxout
 from bnnconvert.layers.packed import Affine, Encode
 from bnnconvert.layers.rprelu import RPReLU
@@ -207,3 +211,34 @@ def test_layer_that_is_called_twice():
     student = trace(Twice())
     deployed = same_output(student, torch.randn(2, 4, 5, 5))
     assert operators(deployed) == [*CHAIN_OF_TWO, "BatchNorm2d"]
+
+
+class Biased(nn.Module):
+    """Attention's bias, looked up in a table by the places of query and key, and a bias that is spread wide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.table = nn.Parameter(torch.randn(7, 4))
+        self.register_buffer("places", torch.randint(7, (3, 4)))
+        self.wide = nn.Parameter(torch.randn(1, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x) + self.table[self.places.view(-1)].view(3, 4, 4).sum(1)
+        return self.last(torch.relu(x)) + self.wide.expand(3, 4)
+
+
+def test_what_is_made_of_parameters_alone_is_computed_once(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    student = bnnconvert.convert(Biased().eval(), recipe="binaryconnect", example_inputs=(torch.randn(2, 3, 4),))
+    deployed = deploy(student.model, torch.randn(2, 3, 4))
+    read = [str(n.target) for n in deployed.graph.nodes if n.op == "get_attr"]
+    assert sorted(tuple(stored(deployed, path).shape) for path in read) == [
+        (1, 4),
+        (3, 4),
+    ]  # the sum of the rows, and the bias that is spread at run time
+    report = bnnconvert.export(student, tmp_path / "net.packed.safetensors")
+    assert report.predicted_bytes == report.tensor_bytes
+    x = torch.randn(5, 3, 4)
+    y = bnnconvert.Session(tmp_path / "net.packed.safetensors").run(x.numpy())
+    torch.testing.assert_close(torch.from_numpy(y), student.model(x).detach(), rtol=1e-4, atol=1e-5)

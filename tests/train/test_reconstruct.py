@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+import bnnconvert
 from bnnconvert.errors import UsageError
 from bnnconvert.train.calibrate import fit_batch_norm
-from bnnconvert.train.reconstruct import reconstruct
+from bnnconvert.train.reconstruct import _losses, reconstruct
 from bnnconvert.values.data import Data, Images
 from bnnconvert.values.recipe import Loss, Stage, Training
+from tests.networks import Residual
 from tests.train.toys import make_data, make_student, make_teacher, same_weights
 
 
@@ -51,6 +53,14 @@ def test_a_recipe_that_starts_anew_beside_its_teacher_is_calibrated_as_any_other
         reconstruct(student, make_teacher(), make_data(samples=400), training, images=256, steps=4, device="cpu")
         made.append(student)
     assert same_weights(*made)
+
+
+def test_quantized_inputs_follow_features_as_well() -> None:
+    found = {}
+    for recipe in ("bwn", "reactnet"):
+        student = bnnconvert.convert(Residual(), recipe, input_shape=Residual.input_shape)
+        found[recipe] = [loss.name for loss in _losses(student.model, student.teacher)]
+    assert found == {"bwn": ["distill"], "reactnet": ["distill", "feature-match"]}
 
 
 def test_too_few_images_are_refused() -> None:
