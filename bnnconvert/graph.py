@@ -10,6 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
 from bnnconvert.layers.base import BinaryLayer
@@ -106,12 +112,25 @@ class _Shapes(Interpreter):
 
 
 def propagate_shapes(graph: GraphModule, *inputs: Tensor) -> None:
-    """Run the graph once in evaluation mode and note every node's shape."""
+    """Note every node's shape in evaluation mode, on tensors without values unless a module asks for values."""
     mode = graph.training
     graph.eval()
     with torch.no_grad():
-        _Shapes(graph).run(*inputs)
+        if not _propagate_without_values(graph, inputs):
+            _Shapes(graph).run(*inputs)
     graph.train(mode)
+
+
+def _propagate_without_values(graph: GraphModule, inputs: tuple[Tensor, ...]) -> bool:
+    if graph.meta.get("opaque"):  # the user's code, which may keep what it is given
+        return False
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        with fake:
+            _Shapes(graph).run(*map(fake.from_tensor, inputs))
+    except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException):
+        return False
+    return True
 
 
 def free_path(graph: GraphModule, wanted: str) -> str:

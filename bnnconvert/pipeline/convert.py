@@ -50,6 +50,9 @@ from bnnconvert.values.progress import Progress
 from bnnconvert.values.recipe import Named, Recipe
 from bnnconvert.values.run import SUFFIX, RunDirectory, find_run, new_run
 
+TRACED = 2
+"""Samples of the probe that a model is traced with."""
+
 
 def convert(
     model: nn.Module,
@@ -280,7 +283,7 @@ def _rebuild(loaded: LoadedModel, recipe: Recipe, shape: tuple[int, ...]) -> Stu
 
 def traced(module: nn.Module, probe: tuple[Tensor, ...]) -> GraphModule:
     """Canonical graph, every parameter trainable: a user may have frozen some."""
-    return trace(module.requires_grad_(True), probe)
+    return trace(module.requires_grad_(True), tuple(x[:TRACED] for x in probe))
 
 
 def input_shape_of(

@@ -131,7 +131,7 @@ def test_attention_match_needs_a_map() -> None:
 
 def test_feature_match_chooses_the_activations_that_are_what_they_are_in_the_teacher() -> None:
     every = ["layer1.relu", "layer1.relu_1", "layer2.relu", "layer2.relu_1"]
-    # With a shortcut around each convolution, the first activation of a block is of a sum that the teacher does not have.
+    # With a shortcut around each convolution, the first activation of a block is of a sum that the teacher lacks.
     for recipe, expected in (("bwn", every), ("reactnet", every[1::2])):
         student = bnnconvert.convert(Residual(), recipe, input_shape=Residual.input_shape)
         assert FeatureMatch().features(student.model, student.teacher) == expected
