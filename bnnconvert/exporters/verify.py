@@ -130,8 +130,8 @@ class _LayerFlips:
         self.flips = Flips(samples)
 
     def add(self, name: str, bits: Bits, layer: BinaryLayer, x: Tensor, *, inexact: Bits) -> None:
-        """Compare the bits that enter one call of a layer."""
-        flips = (bits != student_bits(layer, x).numpy()).reshape(len(bits), -1)
+        """Compare the bits that enter one call of a layer; parts of one sample, such as windows, are neighbours."""
+        flips = (bits != student_bits(layer, x).numpy()).reshape(len(self.flips.parted), -1)
         boundary = flips & layer_boundary(layer, x).reshape(flips.shape) if flips.any() else flips
         first = self.flips.add(flips, boundary)
         self.layers.append(

@@ -38,8 +38,8 @@ class FromImage(View):
     """View of an image as what it was. Shapes: x (N, C, H, W), y of the kind."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The kind's axes."""
-        if self.kind == "grid":
-            return x.permute(0, 2, 3, 1)
-        x = x.squeeze(3)
-        return x if self.kind == "sequence" else x.permute(0, 2, 1)
+        """The kind's axes, laid out as a linear layer's output is: the model may call `view` on it."""
+        if self.kind == "sequence":
+            return x.squeeze(3)
+        y = x.permute(0, 2, 3, 1)
+        return (y if self.kind == "grid" else y.squeeze(2)).contiguous()

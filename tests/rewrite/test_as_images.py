@@ -63,6 +63,33 @@ def test_a_transformer_s_products_become_binary_and_are_packed(recipe: str, tmp_
         )
 
 
+class Windows(nn.Module):
+    """Tokens in four windows of each image, as shifted-window transformers have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = (nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.shape[0]
+        x = self.first(x).view(n, 2, 2, 2, 2, 6).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, 6)
+        return self.last(self.inner(x).view(n, 16, 6).mean(1))
+
+
+def test_windows_of_a_sample_are_packed_and_compared_as_its_own(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = Windows().eval(), torch.randn(4, 4, 4, 6)
+    student = bnnconvert.convert(net, recipe="xnor", example_inputs=(x,))
+    assert student.plan.layer("inner").decision == "binary"
+    artifact = tmp_path / "net.packed.safetensors"
+    bnnconvert.export(student, artifact)
+    y = torch.from_numpy(bnnconvert.Session(artifact).run(x.numpy()))
+    torch.testing.assert_close(y, student.model(x).detach(), rtol=1e-4, atol=1e-5)
+    report = bnnconvert.verify(artifact, against=student, samples=10)
+    assert report.samples == 10
+    assert report.unexplained_samples == 0
+
+
 def test_between_two_layers_over_tokens_an_activation_works_on_the_image() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 6), nn.Linear(6, 2)).eval()
