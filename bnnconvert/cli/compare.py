@@ -10,7 +10,7 @@ from bnnconvert.cli import options
 
 def compare(
     model_file: Annotated[
-        str, typer.Argument(metavar="MODEL", help="File (.pt, .pth, .safetensors) or package.module:factory.")
+        str, typer.Argument(metavar="MODEL", help="File (.pt, .pth, .pt2, .safetensors) or package.module:factory.")
     ],
     data: Annotated[
         str, typer.Option(metavar="DATA", help="Folder, digits, or package.module:factory; with a test set.")

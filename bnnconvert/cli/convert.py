@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def convert(
     model_file: Annotated[
-        str, typer.Argument(metavar="MODEL", help="File (.pt, .pth, .safetensors) or package.module:factory.")
+        str, typer.Argument(metavar="MODEL", help="File (.pt, .pth, .pt2, .safetensors) or package.module:factory.")
     ],
     recipe: Annotated[
         str,

@@ -2,17 +2,18 @@
 
 import zipfile
 from pathlib import Path
-from typing import Literal, Never
+from typing import Literal
 
 from bnnconvert.errors import RefusalError, UsageError
 
-Kind = Literal["checkpoint", "old checkpoint", "safetensors"]
+Kind = Literal["checkpoint", "old checkpoint", "safetensors", "exported"]
 
 _CODE = "--model package.module:factory"
+_GIVE = "give a model file (.pt, .pth, .pt2, .safetensors) or package.module:factory"
 
 
 def recognise(path: Path) -> Kind:
-    """Kind of a model file: torch's zip, torch's pickle of before version 1.6, or safetensors.
+    """Kind of a model file: torch's zip, its pickle of before version 1.6, safetensors, or torch.export's archive.
 
     Raises: UsageError where it is no model file, RefusalError where it is one that holds no trainable module.
     """
@@ -31,22 +32,22 @@ def recognise(path: Path) -> Kind:
             f"as torch.save(model, 'model.pt') or {_CODE}."
         )
     raise UsageError(
-        f"{path}: is not a model file; give what torch.save(model, ...) wrote, a state dict (.pt, .pth, .safetensors) "
-        "with --model, or package.module:factory."
+        f"{path}: is not a model file; give what torch.save(model, ...) or torch.export.save wrote, a state dict (.pt, "
+        ".pth, .safetensors) with --model, or package.module:factory."
     )
 
 
 def _head(path: Path) -> bytes:
     """The first bytes of a file that must exist and hold something."""
     if path.is_dir():
-        raise UsageError(f"{path}: is a folder; give a model file (.pt, .pth, .safetensors) or package.module:factory.")
+        raise UsageError(
+            f"{path}: is a folder; give a model file (.pt, .pth, .pt2, .safetensors) or package.module:factory."
+        )
     try:
         with open(path, "rb") as file:
             head = file.read(16)
     except FileNotFoundError as error:
-        raise UsageError(
-            f"{path}: there is no such file; give a model file (.pt, .pth, .safetensors) or package.module:factory."
-        ) from error
+        raise UsageError(f"{path}: there is no such file; {_GIVE}.") from error
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}); check its permissions.") from error
     if not head:
@@ -62,16 +63,12 @@ def _zip_kind(path: Path) -> Kind:
     except (zipfile.BadZipFile, ValueError, OSError) as error:
         raise UsageError(f"{path}: is damaged or not complete; copy or save it again.") from error
     if "constants.pkl" in records or any(name.startswith("code/") for name in records):
-        _refuse_flat(path, "a TorchScript archive")
+        raise RefusalError(
+            f"{path}: is a TorchScript archive, whose layers are no longer modules; give the PyTorch module it was "
+            f"made from, as torch.save(model, 'model.pt') or torch.export.save writes it, or with {_CODE}."
+        )
     if "data.pkl" in records:
         return "checkpoint"
     if "archive_format" in records or any(name.startswith("models/") for name in records):
-        _refuse_flat(path, "a torch.export archive")
+        return "exported"
     raise UsageError(f"{path}: is a zip file, but not one that torch.save wrote; give the model file itself.")
-
-
-def _refuse_flat(path: Path, what: str) -> Never:
-    raise RefusalError(
-        f"{path}: is {what}, whose layers are no longer modules; give the PyTorch module it was made from, as "
-        f"torch.save(model, 'model.pt') or {_CODE}."
-    )

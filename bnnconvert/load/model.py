@@ -7,10 +7,13 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from bnnconvert.errors import RefusalError, UsageError
 from bnnconvert.load.checkpoint import read_checkpoint, read_trusted
+from bnnconvert.load.exported import read_exported
 from bnnconvert.load.file_kind import recognise
+from bnnconvert.load.lift import lift
 from bnnconvert.load.state_dict import fill, is_state_dict, read_safetensors
 from bnnconvert.load.user_code import call_factory, is_factory
 from bnnconvert.values.files import file_sha256
@@ -26,7 +29,7 @@ class LoadedModel:
     module: nn.Module
     spec: str
     """What the user typed."""
-    kind: Literal["pickle", "state-dict", "factory"]
+    kind: Literal["pickle", "state-dict", "factory", "exported"]
     sha256: str | None
     """Of the file; none for a factory alone."""
 
@@ -47,6 +50,10 @@ def load_model(spec: str | Path, *, model: str | None = None, trust_pickle: bool
     path = Path(spec)
     content = _unwrap(_read(path, trust_pickle=trust_pickle))
     digest = file_sha256(path)
+    if isinstance(content, ExportedProgram):
+        if model is not None:
+            raise UsageError(f"{spec}: already holds a whole network; leave out --model {model}.")
+        return LoadedModel(_settle(lift(content, where=spec), spec), spec, "exported", digest)
     if isinstance(content, nn.Module):
         if model is not None:
             raise UsageError(f"{spec}: already holds a whole {type(content).__name__}; leave out --model {model}.")
@@ -71,6 +78,8 @@ def _read(path: Path, *, trust_pickle: bool) -> Any:
     kind = recognise(path)
     if kind == "safetensors":
         return read_safetensors(path)
+    if kind == "exported":
+        return read_exported(path, trusted=trust_pickle)
     if trust_pickle:
         return read_trusted(path)
     return read_checkpoint(path, old=kind == "old checkpoint")

@@ -40,7 +40,7 @@ def _max_pool(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> nn.Module | None:
-    return None if return_indices else nn.MaxPool2d(kernel_size, stride, padding, dilation, ceil_mode=ceil_mode)
+    return None if return_indices else nn.MaxPool2d(kernel_size, stride or None, padding, dilation, ceil_mode=ceil_mode)
 
 
 def _avg_pool(
@@ -52,6 +52,23 @@ def _avg_pool(
     divisor_override: int | None = None,
 ) -> nn.Module:
     return nn.AvgPool2d(kernel_size, stride or None, padding, ceil_mode, count_include_pad, divisor_override)
+
+
+def _max_pool1d(
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> nn.Module | None:
+    return None if return_indices else nn.MaxPool1d(kernel_size, stride or None, padding, dilation, ceil_mode=ceil_mode)
+
+
+def _avg_pool1d(
+    kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, count_include_pad: bool = True
+) -> nn.Module:
+    return nn.AvgPool1d(kernel_size, stride or kernel_size, padding, ceil_mode, count_include_pad)
 
 
 def _mean(dim: Any = None, keepdim: bool = False) -> nn.Module | None:
@@ -102,6 +119,9 @@ _ROWS: list[tuple[tuple[Any, ...], str, Build]] = [
     ((F.tanh, torch.tanh, "tanh"), "tanh", lambda: nn.Tanh()),
     ((F.max_pool2d, torch.max_pool2d), "max_pool", _max_pool),
     ((F.avg_pool2d,), "avg_pool", _avg_pool),
+    ((F.max_pool1d, torch.max_pool1d), "max_pool", _max_pool1d),
+    ((F.avg_pool1d,), "avg_pool", _avg_pool1d),
+    ((F.adaptive_avg_pool1d,), "avg_pool", lambda output_size: nn.AdaptiveAvgPool1d(output_size)),
     ((F.adaptive_avg_pool2d,), "avg_pool", lambda output_size: nn.AdaptiveAvgPool2d(output_size)),
     ((torch.mean, "mean"), "avg_pool", _mean),
     ((torch.flatten, "flatten"), "flatten", _flatten),
@@ -151,7 +171,7 @@ def _build(graph: GraphModule, node: Node, build: Build) -> nn.Module | None:
 def _constant(graph: GraphModule, value: Any) -> Any:
     if isinstance(value, Node) and value.op == "get_attr":
         return stored(graph, str(value.target))
-    return value
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _flattening_view(node: Node) -> nn.Module | None:

@@ -26,10 +26,6 @@ def scripted(path: Path) -> None:
     torch.jit.script(nn.ReLU()).save(path)
 
 
-def exported(path: Path) -> None:
-    torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.zeros(1, 2),)), path)
-
-
 def zipped(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "hello")
@@ -46,7 +42,6 @@ def broken_safetensors(path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore::UserWarning:torch.export")
 @pytest.mark.parametrize(
     ("name", "write", "error", "says"),
     [
@@ -59,7 +54,6 @@ def broken_safetensors(path: Path) -> None:
         ("m.safetensors", broken_safetensors, UsageError, "is damaged or not complete"),
         ("m.safetensors", lambda p: p.write_bytes(b"\xff" * 40), UsageError, "is no complete safetensors file"),
         ("m.pt", scripted, RefusalError, "is a TorchScript archive, .*torch.save.*--model"),
-        ("m.pt2", exported, RefusalError, "is a torch.export archive, .*torch.save.*--model"),
         ("m.onnx", lambda p: p.write_bytes(b"\x08\x07\x12\x07pytorch"), RefusalError, "is an ONNX file, .*--model"),
         ("m.pt", lambda p: p.write_bytes(b"\x08\x07\x12\x07pytorch"), RefusalError, "is an ONNX file"),
     ],
