@@ -55,7 +55,7 @@ _SILENT = ("aten._assert", "aten.sym_constrain", "aten._check")
 
 
 def lift(exported: ExportedProgram, *, where: str) -> nn.Module:
-    """The module of an exported program, its parameters and buffers at their own paths.
+    """The module of an exported program, its parameters and buffers at their own paths, its input's shape in `meta`.
 
     Raises: RefusalError for what has no module form, and for a program of one number of samples.
     """
@@ -69,6 +69,8 @@ class _Lift:
         self.made: dict[Node, Any] = {}
         self.tensors: dict[Node, str] = {}
         """Paths of parameters and buffers."""
+        self.input_shape: tuple[int, ...] | None = None
+        """Of one sample, where no size of it is free."""
 
     def run(self) -> GraphModule:
         """The whole graph over the modules."""
@@ -83,16 +85,20 @@ class _Lift:
             else:
                 raise RefusalError(f"{self.where}: {node.name} is a nested graph; export a model without branches.")
         made = GraphModule(self.root, self.graph, class_name="Exported")
+        made.meta["input_shape"] = self.input_shape
         made.eval()
         return made
 
     def _input(self, node: Node, spec: Any) -> None:
         if spec.kind == InputKind.USER_INPUT:
-            if isinstance(node.meta["val"].shape[0], int):
+            shape = node.meta["val"].shape
+            if isinstance(shape[0], int):
                 raise RefusalError(
-                    f"{self.where}: was exported for {node.meta['val'].shape[0]} samples and no other number; export "
+                    f"{self.where}: was exported for {shape[0]} samples and no other number; export "
                     "it with dynamic_shapes={0: torch.export.Dim('batch')} for its input."
                 )
+            if self.input_shape is None and all(isinstance(size, int) for size in shape[1:]):
+                self.input_shape = (1, *shape[1:])
             self.made[node] = self.graph.placeholder(node.name)
             return
         self.tensors[node] = spec.target

@@ -294,6 +294,9 @@ def input_shape_of(
         return (1, *tuple(given)[1:]), ()
     if data is not None:
         return (1, *data.sample_shape), ()
+    known: tuple[int, ...] | None = getattr(model, "meta", {}).get("input_shape")
+    if known is not None:
+        return known, ()
     shape = guess_input_shape(model)
     shown = ",".join(map(str, shape))
     return shape, (f"Input shape {shown} guessed from the first layer; give another with --input-shape.",)

@@ -95,7 +95,9 @@ def test_a_run_from_an_archive_is_opened_again_without_it(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     module = randomise(plain())
     path = saved(module, (3, 8, 8), tmp_path / "net.pt2")
-    made = bnnconvert.pipeline.convert_model(str(path), recipe="bwn", input_shape=(1, 3, 8, 8))
+    made = bnnconvert.pipeline.convert_model(str(path), recipe="bwn")
+    assert made.input_shape == (1, 3, 8, 8)
+    assert not made.shape_is_guessed
     path.unlink()
     student = bnnconvert.pipeline.open_run("net.bnn")
     x = torch.randn(2, 3, 8, 8)
