@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import bnnconvert
+from bnnconvert import pipeline
 from bnnconvert.errors import BnnError, RefusalError, UsageError
 from bnnconvert.load.model import load_model
 from tests.networks import Functional, Residual, Transformer, perceptron, plain, randomise, sequence
@@ -95,11 +96,11 @@ def test_a_run_from_an_archive_is_opened_again_without_it(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     module = randomise(plain())
     path = saved(module, (3, 8, 8), tmp_path / "net.pt2")
-    made = bnnconvert.pipeline.convert_model(str(path), recipe="bwn")
+    made = pipeline.convert_model(str(path), recipe="bwn")
     assert made.input_shape == (1, 3, 8, 8)
     assert not made.shape_is_guessed
     path.unlink()
-    student = bnnconvert.pipeline.open_run("net.bnn")
+    student = pipeline.open_run("net.bnn")
     x = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(student.teacher(x), module(x))
     torch.testing.assert_close(student.model.eval()(x), made.model.eval()(x))
