@@ -4,7 +4,7 @@ from collections import Counter
 from fnmatch import fnmatchcase
 
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from bnnconvert.errors import UsageError
 from bnnconvert.graph import ACTIVATIONS, input_of, is_add, is_call_of, shape_of
@@ -45,7 +45,12 @@ def alike_activations(student: nn.Module, teacher: nn.Module) -> list[str]:
     theirs = {str(n.target): n for n in teacher.graph.nodes if is_call_of(teacher, n, ACTIVATIONS)}
     once = set(called_once(student)) & set(called_once(teacher))
     pairs = ((path, node, theirs[path]) for path, node in ours.items() if path in once and path in theirs)
-    return [p for p, a, b in pairs if shape_of(a) == shape_of(b) and is_add(input_of(a)) == is_add(input_of(b))]
+    return [p for p, a, b in pairs if _sizes(a) == _sizes(b) and is_add(input_of(a)) == is_add(input_of(b))]
+
+
+def _sizes(node: Node) -> tuple[int, ...]:
+    """Shape of one sample: the two graphs may know their shapes from another number of them."""
+    return (shape_of(node) or ())[1:]
 
 
 def called_once(model: nn.Module) -> list[str]:
