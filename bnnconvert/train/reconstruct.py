@@ -119,7 +119,7 @@ def _divergence(student: GraphModule, teacher: GraphModule, x: Tensor) -> float:
 
 
 def _losses(student: GraphModule, teacher: GraphModule) -> list[Loss]:
-    # With float inputs the student is so near its teacher that the outputs alone lead it better.
+    # With float inputs the student is so near its teacher that the outputs alone lead it as well.
     is_far = any(not layer.is_weight_only for _, layer in binary_layers(student))
     features = is_far and alike_activations(student, teacher)
     return [Loss(name="distill", weight=1.0), *([Loss(name="feature-match", weight=FEATURES)] if features else [])]
