@@ -32,15 +32,18 @@ def canonicalise(graph: GraphModule) -> None:
     graph.recompile()
 
 
-def _max_pool(
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> nn.Module | None:
-    return None if return_indices else nn.MaxPool2d(kernel_size, stride or None, padding, dilation, ceil_mode=ceil_mode)
+def _max_pool(kind: type[nn.MaxPool1d | nn.MaxPool2d]) -> Build:
+    def build(
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+        return_indices: bool = False,
+    ) -> nn.Module | None:
+        return None if return_indices else kind(kernel_size, stride or None, padding, dilation, ceil_mode=ceil_mode)
+
+    return build
 
 
 def _avg_pool(
@@ -52,17 +55,6 @@ def _avg_pool(
     divisor_override: int | None = None,
 ) -> nn.Module:
     return nn.AvgPool2d(kernel_size, stride or None, padding, ceil_mode, count_include_pad, divisor_override)
-
-
-def _max_pool1d(
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> nn.Module | None:
-    return None if return_indices else nn.MaxPool1d(kernel_size, stride or None, padding, dilation, ceil_mode=ceil_mode)
 
 
 def _avg_pool1d(
@@ -117,9 +109,9 @@ _ROWS: list[tuple[tuple[Any, ...], str, Build]] = [
     ((F.hardswish,), "hardswish", lambda inplace=False: nn.Hardswish()),
     ((F.sigmoid, torch.sigmoid, "sigmoid"), "sigmoid", lambda: nn.Sigmoid()),
     ((F.tanh, torch.tanh, "tanh"), "tanh", lambda: nn.Tanh()),
-    ((F.max_pool2d, torch.max_pool2d), "max_pool", _max_pool),
+    ((F.max_pool2d, torch.max_pool2d), "max_pool", _max_pool(nn.MaxPool2d)),
     ((F.avg_pool2d,), "avg_pool", _avg_pool),
-    ((F.max_pool1d, torch.max_pool1d), "max_pool", _max_pool1d),
+    ((F.max_pool1d, torch.max_pool1d), "max_pool", _max_pool(nn.MaxPool1d)),
     ((F.avg_pool1d,), "avg_pool", _avg_pool1d),
     ((F.adaptive_avg_pool1d,), "avg_pool", lambda output_size: nn.AdaptiveAvgPool1d(output_size)),
     ((F.adaptive_avg_pool2d,), "avg_pool", lambda output_size: nn.AdaptiveAvgPool2d(output_size)),
