@@ -182,7 +182,7 @@ def restore_order(graph: GraphModule) -> None:
                 heappush(ready, (position[user], user))
 
 
-def set_module(graph: GraphModule, path: str, module: nn.Module) -> None:
+def set_module(graph: nn.Module, path: str, module: nn.Module) -> None:
     """Put `module` at `path` in place of what is there."""
     parent, _, leaf = path.rpartition(".")
     setattr(graph.get_submodule(parent) if parent else graph, leaf, module)

@@ -40,9 +40,7 @@ def recognise(path: Path) -> Kind:
 def _head(path: Path) -> bytes:
     """The first bytes of a file that must exist and hold something."""
     if path.is_dir():
-        raise UsageError(
-            f"{path}: is a folder; give a model file (.pt, .pth, .pt2, .safetensors) or package.module:factory."
-        )
+        raise UsageError(f"{path}: is a folder; {_GIVE}.")
     try:
         with open(path, "rb") as file:
             head = file.read(16)

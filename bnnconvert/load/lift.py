@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from bnnconvert.errors import RefusalError
+from bnnconvert.graph import set_module
 
 _CONVOLUTIONS = {"aten.conv1d": nn.Conv1d, "aten.conv2d": nn.Conv2d, "aten.conv3d": nn.Conv3d}
 _NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
@@ -115,11 +116,9 @@ class _Lift:
         if name.startswith(_SILENT):
             return
         module = self._module(node, name)
-        if module is not None:
-            path, made = module
-            x = self._argument(node.args[0])
-            self._place(path, made)
-            self.made[node] = self.graph.call_module(path, (x,))
+        if module is not None and self._place(*module):
+            path, _ = module
+            self.made[node] = self.graph.call_module(path, (self._argument(node.args[0]),))
         else:
             args, kwargs = map_arg((node.args, node.kwargs), self._argument)
             assert callable(node.target)
@@ -172,17 +171,21 @@ class _Lift:
         if not owner:
             return None
         holder = self.root.get_submodule(owner)
+        others = {name for name, _ in holder.named_parameters(recurse=False)} - tensors.keys()
+        if others or any(True for _ in holder.children()):  # the user's own module, which does more than this call
+            return None
         return owner, {name: None if node is None else getattr(holder, name) for name, node in tensors.items()}
 
-    def _place(self, path: str, module: nn.Module) -> None:
-        """Put the module where its tensors are; a second call of one module finds it there."""
+    def _place(self, path: str, module: nn.Module) -> bool:
+        """Put the module where its tensors are; a second call finds it there, unless it has other settings."""
         holder = self.root.get_submodule(path)
-        if type(holder) is nn.Module:
-            for name, buffer in holder.named_buffers(recurse=False):
-                if name not in dict(module.named_buffers(recurse=False)):
-                    module.register_buffer(name, buffer)
-            parent, _, leaf = path.rpartition(".")
-            setattr(self.root.get_submodule(parent) if parent else self.root, leaf, module.eval())
+        if type(holder) is not nn.Module:
+            return repr(holder) == repr(module)
+        for name, buffer in holder.named_buffers(recurse=False):
+            if name not in dict(module.named_buffers(recurse=False)):
+                module.register_buffer(name, buffer)
+        set_module(self.root, path, module.eval())
+        return True
 
     def _convolution(self, node: Node, kind: type[nn.Module]) -> tuple[str, nn.Module] | None:
         given = _bound(node)

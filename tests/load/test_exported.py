@@ -92,6 +92,37 @@ def test_modules_come_back_with_their_settings(tmp_path: Path) -> None:
         assert lifted.state_dict().keys() == module.state_dict().keys()
 
 
+class Own(nn.Module):
+    """Weights of its own beside a module inside, and one weight with two strides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4, 3, 3))
+        self.inner = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(nn.functional.conv2d(x, self.weight, padding=1))
+
+
+class Strides(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        near, far = (nn.functional.conv2d(x, self.weight, padding=1, stride=stride) for stride in (1, 2))
+        return near[:, :, ::2, ::2] + far
+
+
+def test_weights_that_a_user_s_own_code_convolves_with_give_what_they_gave(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), Own(), Strides(), nn.Flatten(), nn.Linear(36, 2)).eval()
+    lifted = load_model(saved(module, (3, 8, 8), tmp_path / "net.pt2")).module
+    x = torch.randn(5, 3, 8, 8)
+    torch.testing.assert_close(lifted(x), module(x))
+    assert lifted.state_dict().keys() == module.state_dict().keys()
+
+
 def test_a_run_from_an_archive_is_opened_again_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     module = randomise(plain())
