@@ -5,6 +5,7 @@ Guard on the module, not on the node: a module called twice must not be edited f
 
 import operator
 from collections.abc import Iterator
+from contextlib import ExitStack
 from heapq import heapify, heappop, heappush
 from typing import Any
 
@@ -102,6 +103,28 @@ def binary_inputs(graph: GraphModule) -> Iterator[Node]:
         module = module_of(graph, node)
         if isinstance(module, BinaryLayer) and not module.is_weight_only:
             yield node
+
+
+def inner_graphs(graph: GraphModule) -> Iterator[tuple[str, GraphModule]]:
+    """Graphs inside modules of `graph` that are called as they are, with their paths; none inside those."""
+    for path in graph.meta.get("inner", ()):
+        part = graph.get_submodule(path)
+        assert isinstance(part, GraphModule)
+        yield path, part
+
+
+def inputs_inside(graph: GraphModule, inputs: tuple[Tensor, ...]) -> dict[str, tuple[Tensor, ...]]:
+    """What each inner graph is given first when the whole runs on `inputs`, in evaluation mode."""
+    found: dict[str, tuple[Tensor, ...]] = {}
+    with ExitStack() as handles, torch.no_grad():
+        for path, part in inner_graphs(graph):
+            hook = part.register_forward_pre_hook(lambda _m, args, at=path: found.setdefault(at, args) and None)
+            handles.callback(hook.remove)
+        if graph.meta.get("inner"):
+            mode = graph.training
+            graph.eval()(*inputs)
+            graph.train(mode)
+    return found
 
 
 class _Shapes(Interpreter):

@@ -46,12 +46,25 @@ def convert(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a run that has been fine-tuned already.")] = False,
+    leaf: options.Leaf = None,
+    concrete: options.Concrete = None,
     trust_pickle: options.TrustPickle = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Rewrite a float model into a binary student."""
-    shape = options.shape_of(input_shape)
-    means, stds = options.numbers_of(mean, "--mean"), options.numbers_of(std, "--std")
+    given: dict[str, Any] = {
+        "model": model,
+        "trust_pickle": trust_pickle,
+        "input_shape": options.shape_of(input_shape),
+        "data": data,
+        "mean": options.numbers_of(mean, "--mean"),
+        "std": options.numbers_of(std, "--std"),
+        "calibrate": calibrate,
+        "steering": options.steering_of(leaf, concrete),
+        "out": out,
+        "dry_run": dry_run,
+        "replace": replace,
+    }
     from bnnconvert import pipeline
     from bnnconvert.cli import render
     from bnnconvert.report.budget import budget_notes
@@ -59,18 +72,6 @@ def convert(
 
     if calibrate is not None:
         keep_freed_memory()
-    given: dict[str, Any] = {
-        "model": model,
-        "trust_pickle": trust_pickle,
-        "input_shape": shape,
-        "data": data,
-        "mean": means,
-        "std": stds,
-        "calibrate": calibrate,
-        "out": out,
-        "dry_run": dry_run,
-        "replace": replace,
-    }
     fitted = None
     with render.TrainingBar() as bar, render.CountBar("layers at a width") as count:
         if budget is None:

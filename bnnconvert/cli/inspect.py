@@ -11,15 +11,17 @@ def inspect(
     target: Annotated[str, typer.Argument(metavar="MODEL|RUN|ARTIFACT", help="What to look into.")],
     model: options.Factory = None,
     input_shape: options.InputShape = None,
+    leaf: options.Leaf = None,
+    concrete: options.Concrete = None,
     trust_pickle: options.TrustPickle = False,
     as_json: options.AsJson = False,
 ) -> None:
     """List what a model, run or artifact consists of."""
-    shape = options.shape_of(input_shape)
+    shape, steering = options.shape_of(input_shape), options.steering_of(leaf, concrete)
     from bnnconvert import pipeline
     from bnnconvert.cli import render
 
-    found = pipeline.inspect(target, model=model, trust_pickle=trust_pickle, input_shape=shape)
+    found = pipeline.inspect(target, model=model, trust_pickle=trust_pickle, input_shape=shape, steering=steering)
     if as_json:
         render.as_json(list(found.layers))
         return

@@ -1,12 +1,16 @@
 """Options that several commands share, and the small formats in which they are typed."""
 
+import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bnnconvert.errors import UsageError
+
+if TYPE_CHECKING:
+    from bnnconvert.values.steering import Steering
 
 
 class Precision(StrEnum):
@@ -29,6 +33,16 @@ Data = Annotated[
 Factory = Annotated[
     str | None,
     typer.Option(metavar="PKG.MOD:FACTORY", help="Function that builds the network whose state dict the file holds."),
+]
+Leaf = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATH", help="A module to leave whole and float; may be given several times."),
+]
+Concrete = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE", help="Value of an argument of the model's forward, in JSON; may be given several times."
+    ),
 ]
 InputShape = Annotated[
     str | None, typer.Option(metavar="1,C,H,W", help="Input shape with one sample, for example 1,3,32,32.")
@@ -77,6 +91,25 @@ def shape_of(text: str | None) -> tuple[int, ...] | None:
             f"--input-shape {text}: must begin with 1, the batch; for example 1,{','.join(map(str, shape))}."
         )
     return shape
+
+
+def steering_of(leaf: list[str] | None, concrete: list[str] | None) -> "Steering":
+    """What `--leaf` and `--concrete` say.
+
+    Raises: UsageError.
+    """
+    values: dict[str, Any] = {}
+    for text in concrete or ():
+        name, equals, value = text.partition("=")
+        if not (name.isidentifier() and equals):
+            raise UsageError(f"--concrete {text}: give NAME=VALUE, for example return_features=false.")
+        try:
+            values[name] = json.loads(value)
+        except ValueError:
+            values[name] = value
+    from bnnconvert.values.steering import Steering
+
+    return Steering(leaves=tuple(leaf or ()), concrete=values)
 
 
 def numbers_of(text: str | None, option: str) -> tuple[float, ...] | None:

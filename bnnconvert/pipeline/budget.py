@@ -27,6 +27,7 @@ from bnnconvert.values.budget import Budget, Choice, Fitted
 from bnnconvert.values.data import Data, check_fits
 from bnnconvert.values.plan import LayerFacts
 from bnnconvert.values.recipe import Recipe, Rule
+from bnnconvert.values.steering import Steering
 
 UNITS = {"KB": 1e3, "MB": 1e6, "KiB": 2**10, "MiB": 2**20, "B": 1}
 
@@ -42,6 +43,7 @@ def convert_within(
     data: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    steering: Steering | None = None,
     samples: int = 512,
     measured: Callable[[int, int], None] | None = None,
     **options: Any,
@@ -61,7 +63,7 @@ def convert_within(
     loaded = load_data(data, mean=mean, std=std)
     shape, _ = input_shape_of(module, input_shape, loaded)
     probe = probe_input(shape, loaded)
-    teacher = traced(module, probe)
+    teacher = traced(module, probe, steering)
     check_fits(loaded, shape, outputs_of(teacher, probe))
     fitted = fit_budget(
         teacher, layer_facts(teacher), parsed, budget, loaded, probe=probe, samples=samples, progress=measured
@@ -75,6 +77,7 @@ def convert_within(
         data=data,
         mean=mean,
         std=std,
+        steering=steering,
         text=_with_rules(text, parsed, fitted.rules),
         **options,
     )

@@ -49,6 +49,7 @@ from bnnconvert.values.plan import Plan
 from bnnconvert.values.progress import Progress
 from bnnconvert.values.recipe import Named, Recipe
 from bnnconvert.values.run import SUFFIX, RunDirectory, find_run, new_run
+from bnnconvert.values.steering import Steering
 
 TRACED = 2
 """Samples of the probe that a model is traced with."""
@@ -62,6 +63,7 @@ def convert(
     input_shape: Sequence[int] | None = None,
     data: str | Data | None = None,
     calibrate: int | None = None,
+    steering: Steering | None = None,
     progress: Progress | None = None,
 ) -> Student:
     """Student of a float model; the model itself stays as it is.
@@ -84,7 +86,7 @@ def convert(
     is_guess = bool(notes)
     probe = probe_input(shape, loaded)
     model = copy.deepcopy(model).cpu().float()
-    teacher = traced(model, probe)
+    teacher = traced(model, probe, steering)
     notes = (*notes, *teacher.meta.get("notes", ()))
     if loaded is not None:
         check_fits(loaded, shape, outputs_of(teacher, probe))
@@ -100,7 +102,8 @@ def convert(
     obstacle = next(((path, why) for path, layer in binary_layers(student) if (why := layer.unpackable)), None)
     if obstacle is not None:
         notes = (*notes, f"The student trains and cannot be exported: {obstacle[0]}: {obstacle[1]}.")
-    size = predicted_bytes(student, plan, probe[0]) if obstacle is None else None
+    can_export = obstacle is None and not student.meta.get("opaque")
+    size = predicted_bytes(student, plan, probe[0]) if can_export else None
     plan = changed(plan, warnings=warnings, predicted_bytes=size)
     return Student(
         student,
@@ -111,6 +114,7 @@ def convert(
         shape_is_guessed=is_guess,
         data=data_record(loaded),
         notes=notes,
+        steering=steering or Steering(),
     )
 
 
@@ -187,6 +191,7 @@ def convert_model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     calibrate: int | None = None,
+    steering: Steering | None = None,
     text: str | None = None,
     out: str | Path | None = None,
     dry_run: bool = False,
@@ -205,7 +210,13 @@ def convert_model(
     loaded = load_model(spec, model=model, trust_pickle=trust_pickle)
     given = None if data is None else load_data(data, mean=mean, std=std)
     student = convert(
-        loaded.module, parsed, input_shape=input_shape, data=given, calibrate=calibrate, progress=progress
+        loaded.module,
+        parsed,
+        input_shape=input_shape,
+        data=given,
+        calibrate=calibrate,
+        steering=steering,
+        progress=progress,
     )
     if dry_run:
         return student
@@ -222,6 +233,7 @@ def convert_model(
             plan=student.plan,
             shape_is_guessed=student.shape_is_guessed,
             data=student.data,
+            steering=student.steering,
         )
     student.run = RunDirectory(path)
     return student
@@ -235,7 +247,7 @@ def convert_again(student: Student, data: Data) -> None:
     assert student.run is not None
     record = student.run.read()
     loaded = load_source(student.run, record)
-    fresh = convert(loaded.module, student.recipe, input_shape=(1, *data.sample_shape))
+    fresh = convert(loaded.module, student.recipe, input_shape=(1, *data.sample_shape), steering=student.steering)
     with new_run(student.run.path, replace=True) as run:
         fill_run(
             run,
@@ -248,6 +260,7 @@ def convert_again(student: Student, data: Data) -> None:
             plan=fresh.plan,
             shape_is_guessed=False,
             data=record.data,
+            steering=record.steering,
         )
         run.write(run.read().model_copy(update={"source": record.source, "task": record.task}))
     student.model, student.teacher, student.plan = fresh.model, fresh.teacher, fresh.plan
@@ -262,28 +275,27 @@ def open_run(path: str | Path | None = None) -> Student:
     run = find_run(None if path is None else Path(path), folder=Path.cwd())
     record = run.read()
     loaded = load_source(run, record)
-    student = _rebuild(
-        loaded, parse_recipe(run.file("recipe.toml").read_text("utf-8"), where=str(run.path)), record.input_shape
-    )
+    recipe = parse_recipe(run.file("recipe.toml").read_text("utf-8"), where=str(run.path))
+    student = _rebuild(loaded, recipe, record.input_shape, record.steering)
     load_weights(student.model, run)
     student.run, student.data, student.shape_is_guessed = run, record.data, record.shape_is_guessed
     student.task = record.task
     return student
 
 
-def _rebuild(loaded: LoadedModel, recipe: Recipe, shape: tuple[int, ...]) -> Student:
+def _rebuild(loaded: LoadedModel, recipe: Recipe, shape: tuple[int, ...], steering: Steering) -> Student:
     """The student as convert made it, before its own weights are loaded."""
     probe = probe_input(shape, None)
-    teacher = traced(loaded.module, probe)
+    teacher = traced(loaded.module, probe, steering)
     plan = make_plan(recipe, layer_facts(teacher), input_shape=shape, model_bytes=module_bytes(loaded.module))
     model = copy.deepcopy(teacher)
     plan = planned(model, run_rewrites(model, plan, check_recipe(recipe), probe=probe))
-    return Student(model, teacher, plan, recipe, shape)
+    return Student(model, teacher, plan, recipe, shape, steering=steering)
 
 
-def traced(module: nn.Module, probe: tuple[Tensor, ...]) -> GraphModule:
+def traced(module: nn.Module, probe: tuple[Tensor, ...], steering: Steering | None = None) -> GraphModule:
     """Canonical graph, every parameter trainable: a user may have frozen some."""
-    return trace(module.requires_grad_(True), tuple(x[:TRACED] for x in probe))
+    return trace(module.requires_grad_(True), tuple(x[:TRACED] for x in probe), steering)
 
 
 def input_shape_of(

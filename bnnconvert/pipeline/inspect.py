@@ -11,6 +11,7 @@ from bnnconvert.runtime import Session
 from bnnconvert.trace.dataflow import layer_facts
 from bnnconvert.trace.tracer import trace
 from bnnconvert.values.report import Inspection
+from bnnconvert.values.steering import Steering
 
 
 def inspect(
@@ -19,6 +20,7 @@ def inspect(
     model: str | None = None,
     trust_pickle: bool = False,
     input_shape: Sequence[int] | None = None,
+    steering: Steering | None = None,
 ) -> Inspection:
     """What a model, a run or an artifact consists of.
 
@@ -43,7 +45,8 @@ def inspect(
         }
         return Inspection("run", str(opened.run.path), tuple(plan["layers"]), summary)
     shape, notes = input_shape_of(opened, input_shape, None)
-    facts = layer_facts(trace(opened, probe_input(shape, None)))
+    graph = trace(opened, probe_input(shape, None), steering)
+    facts, notes = layer_facts(graph), (*notes, *graph.meta.get("notes", ()))
     layers = tuple(
         {"name": f.path} | asdict(f) | {"macs": f.macs, "float_bytes": f.float_bytes, "packed_bytes": f.packed_bytes()}
         for f in facts

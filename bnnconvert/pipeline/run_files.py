@@ -15,6 +15,7 @@ from bnnconvert.load.model import LoadedModel, load_model
 from bnnconvert.values.files import write_bytes, write_text
 from bnnconvert.values.plan import Plan
 from bnnconvert.values.run import DataRecord, RunDirectory, RunRecord
+from bnnconvert.values.steering import Steering
 
 
 def fill_run(
@@ -29,6 +30,7 @@ def fill_run(
     plan: Plan,
     shape_is_guessed: bool,
     data: DataRecord | None,
+    steering: Steering,
 ) -> None:
     """Write everything that `load_source` and `load_weights` need, run.json last."""
     if loaded.kind == "factory":
@@ -54,6 +56,7 @@ def fill_run(
             input_shape=plan.input_shape,
             shape_is_guessed=shape_is_guessed,
             data=data,
+            steering=steering,
         )
     )
 

@@ -1,7 +1,7 @@
 """A converted model as the commands and the Python API hand it around, and where it gets its data."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from bnnconvert.values.data import Data, Samples
 from bnnconvert.values.plan import Plan
 from bnnconvert.values.recipe import Recipe
 from bnnconvert.values.run import DataRecord, RunDirectory
+from bnnconvert.values.steering import Steering
 
 PROBE_SAMPLES = 8
 """Samples of the probe input: enough for batch statistics, few enough for any model."""
@@ -36,6 +37,7 @@ class Student:
     data: DataRecord | None = None
     task: str = "classification"
     notes: tuple[str, ...] = ()
+    steering: Steering = field(default_factory=Steering)
 
 
 def probe_input(shape: Sequence[int], data: Data | None) -> tuple[Tensor]:

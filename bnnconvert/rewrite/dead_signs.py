@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from bnnconvert.errors import RefusalError
-from bnnconvert.graph import binary_inputs, module_of
 from bnnconvert.layers.base import BinaryLayer
 
 
@@ -34,10 +33,9 @@ def dead_shares(graph: GraphModule, probe: tuple[Tensor, ...]) -> dict[str, floa
     """
     trial = copy.deepcopy(graph).train()
     dead: dict[str, float] = {}
-    for node in binary_inputs(trial):
-        layer = module_of(trial, node)
-        assert isinstance(layer, BinaryLayer)
-        layer.register_forward_pre_hook(_note_dead(str(node.target), dead))
+    for path, layer in trial.named_modules():
+        if isinstance(layer, BinaryLayer) and not layer.is_weight_only:
+            layer.register_forward_pre_hook(_note_dead(path, dead))
     with torch.no_grad():
         trial(*probe)
     return dead

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from bnnconvert.errors import VerificationError
-from bnnconvert.graph import propagate_shapes, restore_order
+from bnnconvert.graph import inner_graphs, inputs_inside, propagate_shapes, restore_order
 from bnnconvert.rewrite import REWRITES
 from bnnconvert.rewrite.as_images import AsImages
 from bnnconvert.rewrite.base import Refusal, Rewrite, Site
@@ -30,22 +30,40 @@ def build_rewrites(recipe: Recipe) -> list[Rewrite]:
 
 
 def run_rewrites(graph: GraphModule, plan: Plan, rewrites: list[Rewrite], *, probe: tuple[Tensor, ...]) -> Plan:
-    """Rewrite `graph` in place; the plan comes back with what happened.
+    """Rewrite `graph`, and the graphs inside it, in place; the plan comes back with what happened.
 
     Layers that are convolutions in other clothes become such first, whatever the recipe says.
 
     Raises: VerificationError if a rewrite breaks its promise or does not come to an end.
     """
-    records = []
+    return _rewrite(graph, plan, rewrites, probe, tuple(x[:ENOUGH] for x in probe))
+
+
+def _rewrite(
+    graph: GraphModule, plan: Plan, rewrites: list[Rewrite], probe: tuple[Tensor, ...], checked: tuple[Tensor, ...]
+) -> Plan:
+    records: dict[str, RewriteRecord] = {}
+    inputs = inputs_inside(graph, probe)
+    for path, part in inner_graphs(graph):
+        made = _rewrite(part, plan.part(path), rewrites, inputs[path], inputs[path])
+        plan = plan.with_part(path, made)
+        for record in made.rewrites:
+            _note(records, record.inside(path))
     first = AsImages()
     needed = any(isinstance(site, Site) for site in first.find(graph, plan))
     for rewrite in [first, *rewrites] if needed else rewrites:
-        records.append(_run(graph, plan, rewrite, probe))
+        _note(records, _run(graph, plan, rewrite, probe, checked))
         plan = rewrite.replan(graph, plan)
-    return plan.with_rewrites(records)
+    return plan.with_rewrites(list(records.values()))
 
 
-def _run(graph: GraphModule, plan: Plan, rewrite: Rewrite, probe: tuple[Tensor, ...]) -> RewriteRecord:
+def _note(records: dict[str, RewriteRecord], record: RewriteRecord) -> None:
+    records[record.name] = records[record.name] + record if record.name in records else record
+
+
+def _run(
+    graph: GraphModule, plan: Plan, rewrite: Rewrite, probe: tuple[Tensor, ...], checked: tuple[Tensor, ...]
+) -> RewriteRecord:
     before: list[Tensor] | None = None
     count, refusals = 0, dict[str, None]()
     for _ in range(_MAX_ROUNDS):
@@ -55,7 +73,7 @@ def _run(graph: GraphModule, plan: Plan, rewrite: Rewrite, probe: tuple[Tensor, 
         if not sites:
             break
         if count == 0 and rewrite.promise.rtol is not None:
-            before = _evaluate(graph, probe)
+            before = _evaluate(graph, checked)
         for site in sites:
             rewrite.apply(graph, site)
         restore_order(graph)
@@ -71,14 +89,14 @@ def _run(graph: GraphModule, plan: Plan, rewrite: Rewrite, probe: tuple[Tensor, 
     graph.recompile()
     propagate_shapes(graph, *probe)
     if before is not None:
-        _require_close(rewrite, before, _evaluate(graph, probe))
+        _require_close(rewrite, before, _evaluate(graph, checked))
     return RewriteRecord(name=rewrite.name, promise=rewrite.promise.name, count=count, refusals=tuple(refusals))
 
 
-def _evaluate(graph: GraphModule, probe: tuple[Tensor, ...]) -> list[Tensor]:
+def _evaluate(graph: GraphModule, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     graph.eval()
     with torch.no_grad():
-        output = graph(*(x[:ENOUGH] for x in probe))
+        output = graph(*inputs)
     return _tensors(output)
 
 

@@ -20,13 +20,8 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from bnnconvert.trace.calls import FACTS, VALUES, map_leaves, target_of
 from bnnconvert.trace.sizes import Sizes
-
-VALUES = {"__bool__", "__int__", "__float__", "__index__", "__complex__", "item", "tolist", "numpy", "__array__"}
-VALUES |= {"__contains__", "equal", "allclose", "is_nonzero", "__format__"}
-"""What asks a tensor for its values."""
-FACTS = {"size", "dim", "stride", "numel", "nelement", "__len__", "is_floating_point", "is_complex", "is_contiguous"}
-FACTS |= {"storage_offset", "get_device", "data_ptr", "element_size", "ndimension", "is_tensor", "__hash__", "type"}
 
 
 class ValueAskedError(RuntimeError):
@@ -45,17 +40,19 @@ Calls = dict[str, list[Any]]
 """Outputs of modules by their paths, call by call."""
 
 
-def capture(module: nn.Module, inputs: tuple[Tensor, ...], *, opaque: Calls | None = None) -> GraphModule:
+def capture(
+    module: nn.Module, inputs: tuple[Tensor, ...], concrete: dict[str, Any], *, opaque: Calls | None = None
+) -> GraphModule:
     """Graph of what `module` does with inputs of these shapes, and any number of samples.
 
     Modules that are `opaque` are not looked into: they give what they gave before.
 
     Raises: CaptureError naming the innermost module whose code cannot be followed.
     """
-    return _Capture(module, opaque or {}).run(inputs)
+    return _Capture(module, opaque or {}).run(inputs, concrete)
 
 
-def outputs_of(module: nn.Module, inputs: tuple[Tensor, ...], paths: Iterable[str]) -> Calls:
+def outputs_of(module: nn.Module, inputs: tuple[Tensor, ...], concrete: dict[str, Any], paths: Iterable[str]) -> Calls:
     """What the modules at `paths` give when the whole one runs, call by call."""
     found: Calls = {path: [] for path in paths}
     with ExitStack() as stack, torch.no_grad():
@@ -63,7 +60,7 @@ def outputs_of(module: nn.Module, inputs: tuple[Tensor, ...], paths: Iterable[st
             handle = module.get_submodule(path).register_forward_hook(lambda _m, _x, y, to=outputs: to.append(y))
             stack.callback(handle.remove)
         if found:
-            module(*inputs)
+            module(*inputs, **concrete)
     return found
 
 
@@ -88,12 +85,13 @@ class _Capture(TorchFunctionMode):
         self._samples: Any = 0
         self._constants: dict[str, Tensor] = {}
 
-    def run(self, inputs: tuple[Tensor, ...]) -> GraphModule:
+    def run(self, inputs: tuple[Tensor, ...], concrete: dict[str, Any]) -> GraphModule:
         """The graph, over the module's own submodules and tensors."""
-        fakes = [self._input(number, x) for number, x in enumerate(inputs)]
+        names = argument_names(self._root, len(inputs))
+        fakes = [self._input(name, x) for name, x in zip(names, inputs, strict=True)]
         try:
             with torch.no_grad(), _unchanged(self._root), self._calls(), self._fake, self:
-                result = self._root(*fakes)
+                result = self._root(*fakes, **concrete)
             self._graph.output(self._arguments(result))
         except Exception as error:  # the user's code may raise anything
             raise CaptureError(self._at or "", error) from error
@@ -105,13 +103,15 @@ class _Capture(TorchFunctionMode):
             for name in self._constants:
                 delattr(self._root, name)
 
-    def _input(self, number: int, x: Tensor) -> Tensor:
-        names = getattr(self._root.forward, "__code__", None)
-        known = names.co_varnames[1 : names.co_argcount] if names is not None else ()
-        node = self._graph.placeholder(known[number] if number < len(known) else f"x{number}")
-        dynamic = [DimDynamic.DYNAMIC if i == 0 else DimDynamic.STATIC for i in range(x.dim())]
-        fake = self._fake.from_tensor(x, symbolic_context=StatelessSymbolicContext(dynamic_sizes=dynamic))
-        if number == 0 and x.dim() > 0:
+    def _input(self, name: str, x: Tensor) -> Tensor:
+        node = self._graph.placeholder(name)
+        if x.dim() > 0 and x.shape[0] == self._real_samples:  # as many samples as in the first input
+            with self._fake:
+                fake = torch.empty((self._samples, *x.shape[1:]), dtype=x.dtype)
+        else:
+            dynamic = [DimDynamic.DYNAMIC if i == 0 else DimDynamic.STATIC for i in range(x.dim())]
+            fake = self._fake.from_tensor(x, symbolic_context=StatelessSymbolicContext(dynamic_sizes=dynamic))
+        if not self._nodes and x.dim() > 0:
             self._samples, self._real_samples = fake.shape[0], x.shape[0]
             if isinstance(self._samples, torch.SymInt):
                 self._sizes.begin(node, self._samples)
@@ -150,7 +150,7 @@ class _Capture(TorchFunctionMode):
     def _call(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
         given = tuple(self._argument(a) for a in args)
         named = {k: self._argument(v) for k, v in kwargs.items()}
-        target, given = _target(func, name, given)
+        target, given = target_of(func, name, given)
         if isinstance(target, str):
             if name in ("view", "reshape") and (flat := self._flattening(args)) is not None:
                 return self._graph.call_function(torch.flatten, (given[0], flat))
@@ -170,7 +170,7 @@ class _Capture(TorchFunctionMode):
     # What goes into a node, and what comes out.
 
     def _arguments(self, tree: Any) -> Any:
-        return _map(tree, self._argument)
+        return map_leaves(tree, self._argument)
 
     def _argument(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -180,7 +180,7 @@ class _Capture(TorchFunctionMode):
         if isinstance(value, torch.SymBool | torch.SymFloat):
             raise ValueAskedError("a number that depends on the values of tensors is used")
         if isinstance(value, list | tuple | dict | slice):
-            return _map(value, self._argument)
+            return map_leaves(value, self._argument)
         return value
 
     def _tensor(self, tensor: Tensor) -> Node:
@@ -277,7 +277,7 @@ class _Capture(TorchFunctionMode):
         """A call of an opaque module, which gives tensors like those that it gave before."""
         node = self._graph.call_module(path, tuple(map(self._argument, args)), self._arguments(kwargs))
         with self._no_names(), torch._C.DisableTorchFunction():
-            result = _map(next(self._opaque[path]), self._like)
+            result = map_leaves(next(self._opaque[path]), self._like)
         self._stand(node)
         with self._no_names():
             self._track(result, node)
@@ -293,6 +293,13 @@ class _Capture(TorchFunctionMode):
     def _is_fixed(self) -> bool:
         """Whether something has asked for the number of samples itself."""
         return isinstance(self._samples, torch.SymInt) and self._samples.node.maybe_as_int() is not None
+
+
+def argument_names(module: nn.Module, count: int) -> list[str]:
+    """Names of the first arguments of the module's forward."""
+    code = getattr(module.forward, "__code__", None)
+    known = code.co_varnames[1 : code.co_argcount] if code is not None else ()
+    return [known[n] if n < len(known) else f"x{n}" for n in range(count)]
 
 
 def _is_leaf(module: nn.Module) -> bool:
@@ -311,57 +318,3 @@ def _unchanged(root: nn.Module) -> Iterator[None]:
         for module, attributes in before:
             vars(module).clear()
             vars(module).update(attributes)
-
-
-_NAMES = [
-    "add",
-    "sub",
-    "mul",
-    "truediv",
-    "floordiv",
-    "mod",
-    "pow",
-    "matmul",
-    "eq",
-    "ne",
-    "lt",
-    "le",
-    "gt",
-    "ge",
-    "neg",
-    "pos",
-    "invert",
-    "xor",
-    "abs",
-    "getitem",
-]
-_OPERATORS = {f"__{name}__": getattr(operator, name) for name in _NAMES}
-_OPERATORS |= {"__and__": operator.and_, "__or__": operator.or_}
-
-
-def _target(func: Callable[..., Any], name: str, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
-    """What to call in the graph, as symbolic tracing would have it: a method by name, an operator, a function."""
-    is_method = getattr(Tensor, name, None) is func or type(func).__name__ in (
-        "method_descriptor",
-        "wrapper_descriptor",
-    )
-    if not is_method:
-        return func, args
-    if name in _OPERATORS:
-        return _OPERATORS[name], args
-    if name.startswith("__r") and name.endswith("__") and f"__{name[3:]}" in _OPERATORS and len(args) == 2:
-        return _OPERATORS[f"__{name[3:]}"], args[::-1]
-    return name, args
-
-
-def _map(tree: Any, function: Callable[[Any], Any]) -> Any:
-    """A container with each element that is none itself replaced; what cannot be in a graph stays as it is."""
-    if isinstance(tree, slice):
-        return slice(*(_map(part, function) for part in (tree.start, tree.stop, tree.step)))
-    if isinstance(tree, dict):
-        return {key: _map(value, function) for key, value in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(_map(value, function) for value in tree))
-    if isinstance(tree, list | tuple):
-        return type(tree)([_map(value, function) for value in tree])
-    return function(tree)

@@ -1,52 +1,75 @@
 """Facts from dataflow: which weight layers come first and last, and which stand on the side branch of an addition."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from bnnconvert.graph import WEIGHT_LAYERS, calls_of, is_add, is_call_of, module_of, shape_of
+from bnnconvert.graph import WEIGHT_LAYERS, calls_of, is_add, module_of, shape_of
 from bnnconvert.values.plan import LayerFacts
 
-_KINDS: dict[type[nn.Module], str] = {nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Linear: "linear"}
+KINDS: dict[type[nn.Module], str] = {nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Linear: "linear"}
 
 
 def layer_facts(graph: GraphModule) -> tuple[LayerFacts, ...]:
     """Facts about every weight layer, one per module, in execution order."""
-    nodes = [n for n in graph.graph.nodes if is_call_of(graph, n, WEIGHT_LAYERS)]
+    opaque: dict[str, str] = graph.meta.get("opaque", {})
+    leaves: tuple[str, ...] = graph.meta.get("leaves", ())
+    whole = {**opaque, **dict.fromkeys(leaves, "--leaf leaves it whole")}
+    nodes = [n for n in graph.graph.nodes if _has_weights(graph, n)]
     above = _ancestors(graph, nodes)
     below = {a for n in nodes for a in above[n]}
     shortcuts = _shortcuts(graph, above)
     seen: set[nn.Module] = set()
-    facts = []
+    facts: list[LayerFacts] = []
     for node in nodes:
         module = module_of(graph, node)
         assert module is not None
         if module in seen:
             continue
         seen.add(module)
-        facts.append(
-            _facts(graph, node, is_first=not above[node], is_last=node not in below, is_shortcut=node in shortcuts)
-        )
-    return (*facts, *_hidden(graph))
+        is_first, is_last, path = not above[node], node not in below, str(node.target)
+        if path in whole:
+            facts += _inside(graph, path, whole[path], is_first=is_first, is_last=is_last)
+        else:
+            facts.append(_facts(graph, node, is_first=is_first, is_last=is_last, is_shortcut=node in shortcuts))
+    return tuple(facts)
 
 
-def _hidden(graph: GraphModule) -> Iterator[LayerFacts]:
-    """Weight layers inside modules that are called as they are, so that nothing about their neighbours is known."""
-    opaque: dict[str, str] = graph.meta.get("opaque", {})
-    for path, reason in opaque.items():
-        for name, module in graph.get_submodule(path).named_modules():
-            if isinstance(module, WEIGHT_LAYERS):
-                weight = getattr(module, "weight", None)
-                yield LayerFacts(
-                    path=f"{path}.{name}" if name else path,
-                    kind=_KINDS.get(type(module), type(module).__name__.lower()),
-                    input_shape=(),
-                    output_shape=(),
-                    weight_shape=tuple(weight.shape) if weight is not None else (),
-                    parameters=sum(p.numel() for p in module.parameters()),
-                    obstacle=f"the code of {path!r} cannot be followed: {reason}",
-                )
+def _has_weights(graph: GraphModule, node: Node) -> bool:
+    """Whether a node calls a weight layer, or a module that is called as it is and has some inside."""
+    module = module_of(graph, node)
+    return module is not None and any(isinstance(m, WEIGHT_LAYERS) for m in module.modules())
+
+
+def _inside(graph: GraphModule, path: str, reason: str, *, is_first: bool, is_last: bool) -> Iterator[LayerFacts]:
+    """Weight layers of a module that is called as it is: in the graphs inside it, then those in none."""
+    inner = {p: ends for p, ends in graph.meta.get("inner", {}).items() if p.startswith(f"{path}.")}
+    seen: set[nn.Module] = set()
+    for name, ends in inner.items():
+        part = graph.get_submodule(name)
+        assert isinstance(part, GraphModule)
+        seen.update(part.modules())
+        for facts in layer_facts(part):
+            yield replace(
+                facts,
+                path=f"{name}.{facts.path}",
+                is_first=is_first and ends.is_first and facts.is_first,
+                is_last=is_last and ends.is_last and facts.is_last,
+            )
+    for name, module in graph.get_submodule(path).named_modules():
+        if isinstance(module, WEIGHT_LAYERS) and module not in seen:
+            weight = getattr(module, "weight", None)
+            yield LayerFacts(
+                path=f"{path}.{name}" if name else path,
+                kind=KINDS.get(type(module), type(module).__name__.lower()),
+                input_shape=(),
+                output_shape=(),
+                weight_shape=tuple(weight.shape) if weight is not None else (),
+                parameters=sum(p.numel() for p in module.parameters()),
+                obstacle=f"it is inside {path!r}, which is called as it is: {reason}",
+            )
 
 
 def _facts(graph: GraphModule, node: Node, *, is_first: bool, is_last: bool, is_shortcut: bool) -> LayerFacts:
@@ -56,7 +79,7 @@ def _facts(graph: GraphModule, node: Node, *, is_first: bool, is_last: bool, is_
     groups = getattr(module, "groups", 1)
     return LayerFacts(
         path=str(node.target),
-        kind=_KINDS.get(type(module), type(module).__name__.lower()),
+        kind=KINDS.get(type(module), type(module).__name__.lower()),
         input_shape=shape_of(node.all_input_nodes[0]) or (),
         output_shape=shape_of(node) or (),
         weight_shape=tuple(weight.shape) if weight is not None else (),
@@ -71,7 +94,7 @@ def _facts(graph: GraphModule, node: Node, *, is_first: bool, is_last: bool, is_
 
 def _obstacle(graph: GraphModule, node: Node, module: nn.Module) -> str | None:
     """Why the layer cannot be binary, whatever the recipe says."""
-    if type(module) not in _KINDS:
+    if type(module) not in KINDS:
         return f"there is no binary {type(module).__name__}"
     calls = len(calls_of(graph, str(node.target)))
     if calls > 1:
@@ -105,15 +128,13 @@ def _shortcuts(graph: GraphModule, above: dict[Node, frozenset[Node]]) -> set[No
     for add in filter(is_add, graph.graph.nodes):
         if len(add.all_input_nodes) != 2:
             continue
-        left, right = (above[p] | ({p} if p in above and _is_weight(graph, p) else set()) for p in add.all_input_nodes)
+        left, right = (
+            above[p] | ({p} if p in above and _has_weights(graph, p) else set()) for p in add.all_input_nodes
+        )
         for own, other in ((left - right, right - left), (right - left, left - right)):
             if len(own) == 1 and other and _is_pointwise(graph, next(iter(own))) and not _all_pointwise(graph, other):
                 found |= own
     return found
-
-
-def _is_weight(graph: GraphModule, node: Node) -> bool:
-    return is_call_of(graph, node, WEIGHT_LAYERS)
 
 
 def _is_pointwise(graph: GraphModule, node: Node) -> bool:

@@ -1,48 +1,83 @@
-"""Three ways to a graph, the easiest one first, with notes and refusals that point at the user's own line.
+"""The ladder to a graph, the easiest rung first, with notes and refusals that point at the user's own line.
 
-1  symbolic: the model's code runs on stand-ins, so that every size stays open
-2  along the example: it runs on tensors without values, so that decisions by shapes and types simply happen
-3  around what cannot be followed: a module whose code decides by values is called as it is, and the rest is a graph
+symbolic       the model's code runs on stand-ins, so that every size stays open
+along          it runs on tensors without values, so that decisions by shapes and types simply happen
+around         a module whose code decides by values is called as it is; the rest is a graph, and what that module
+               calls is traced by the same ladder and becomes a graph inside it
+whole          the model's own code decides by values: all of it is called as it is, with graphs inside
 
-`graph.meta["notes"]` says which way was taken and why, `graph.meta["opaque"]` what is inside no graph.
+A rung holds when its graph gives what the module itself gives. `graph.meta` says `rung`, `notes` (why it is not the
+first rung), `opaque` (modules that are called as they are, and why), `inner` (the graphs inside those, by path) and
+`leaves` (what the user wanted left whole).
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Tracer
+from torch.fx import Graph, GraphModule, Proxy, Tracer
 
-from bnnconvert.errors import RefusalError, UsageError, VerificationError, first_line
+from bnnconvert.errors import BnnError, UsageError, VerificationError, first_line
 from bnnconvert.graph import propagate_shapes
 from bnnconvert.trace.blame import blame
 from bnnconvert.trace.canonical import canonicalise
-from bnnconvert.trace.capture import CaptureError, capture, outputs_of
+from bnnconvert.trace.capture import CaptureError, argument_names, capture, outputs_of
+from bnnconvert.trace.compare import require_same
+from bnnconvert.trace.inside import put_graphs_inside
+from bnnconvert.values.steering import Steering
+
+WHOLE = "model"
+"""Path of a model that is called as it is."""
 
 
-def trace(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> GraphModule:
+def trace(module: nn.Module, example_inputs: tuple[Tensor, ...], steering: Steering | None = None) -> GraphModule:
     """Canonical graph of `module`, with shapes on every node, checked against the module itself.
 
     The graph shares the module's parameters.
 
-    Raises: RefusalError if the module cannot be traced; UsageError if it rejects the example input.
+    Raises: RefusalError if the module gives something else from call to call; UsageError if it rejects the example.
     """
+    steering = steering or Steering()
+    _check_steering(module, steering)
     module.eval()
-    expected = run_example(module, example_inputs)
-    graph = _graph_of(module, example_inputs)
-    canonicalise(graph)
-    propagate_shapes(graph, *example_inputs)
-    with torch.no_grad():
-        _require_same(expected, graph(*example_inputs))
-    return graph
+    expected = run_example(module, example_inputs, steering.concrete)
+    try:
+        return follow(module, example_inputs, expected, steering)
+    except CaptureError as error:
+        why = blame(error.cause)
+    except VerificationError:
+        why = "its graph gives other values"
+    return _whole(module, example_inputs, expected, steering, why)
 
 
-def run_example(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> object:
+def follow(module: nn.Module, inputs: tuple[Tensor, ...], expected: object, steering: Steering) -> GraphModule:
+    """The graph of the first of the upper rungs that holds.
+
+    Raises: CaptureError if the module's own code cannot be followed.
+    """
+    try:
+        graph = _symbolic(module, inputs, expected, steering)
+    except Exception as error:  # the user's code may raise anything
+        why = blame(error)
+    else:
+        graph.meta["rung"] = "symbolic"
+        return graph
+    graph = _captured(module, inputs, steering)
+    graph.meta["notes"] = (f"Traced along the example input, as symbolic tracing stops at {why}.",)
+    graph.meta["rung"] = "around" if graph.meta["opaque"] else "along"
+    return _finished(graph, inputs, expected, steering)
+
+
+def run_example(
+    module: nn.Module, example_inputs: tuple[Tensor, ...], concrete: dict[str, Any] | None = None
+) -> object:
     """Output of `module` on the example input.
 
     Raises: UsageError if the module rejects it.
     """
     try:
         with torch.no_grad():
-            return module(*example_inputs)
+            return module(*example_inputs, **(concrete or {}))
     except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
         shapes = ", ".join(str(tuple(x.shape)) for x in example_inputs)
         reason = first_line(error)
@@ -52,46 +87,96 @@ def run_example(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> object
         ) from error
 
 
-def _graph_of(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> GraphModule:
-    try:
-        return GraphModule(module, Tracer().trace(module), class_name=type(module).__name__)
-    except Exception as error:  # the user's code may raise anything
-        why = blame(error)
+def _check_steering(module: nn.Module, steering: Steering) -> None:
+    paths = {path for path, _ in module.named_modules() if path}
+    for path in steering.leaves:
+        if path not in paths:
+            close = ", ".join(sorted(p for p in paths if path.rpartition(".")[2] in p)[:5]) or ", ".join(
+                sorted(paths)[:5]
+            )
+            raise UsageError(f"--leaf {path}: the model has no such module; it has, for example, {close}.")
+
+
+class _Tracer(Tracer):
+    """Symbolic tracing that gives stand-ins to the first arguments only, and leaves some modules whole."""
+
+    def __init__(self, arguments: list[str], steering: Steering) -> None:
+        super().__init__()
+        self._arguments, self._steering = arguments, steering
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether to call a module as it is."""
+        return module_qualified_name in self._steering.leaves or super().is_leaf_module(m, module_qualified_name)
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """The model's forward with everything settled but its inputs."""
+
+        def forward(*inputs: Proxy) -> Any:
+            return root_fn(*inputs, **self._steering.concrete)
+
+        inputs = [self.create_proxy("placeholder", name, (), {}) for name in self._arguments]
+        return forward, [self.root, *inputs]
+
+
+def _symbolic(module: nn.Module, inputs: tuple[Tensor, ...], expected: object, steering: Steering) -> GraphModule:
+    tracer = _Tracer(argument_names(module, len(inputs)), steering)
+    graph = GraphModule(module, tracer.trace(module), class_name=type(module).__name__)
+    return _finished(graph, inputs, expected, steering)
+
+
+def _captured(module: nn.Module, inputs: tuple[Tensor, ...], steering: Steering) -> GraphModule:
     opaque: dict[str, str] = {}
     while True:
         try:
-            graph = capture(module, example_inputs, opaque=outputs_of(module, example_inputs, opaque))
+            outputs = outputs_of(module, inputs, steering.concrete, [*opaque, *steering.leaves])
+            graph = capture(module, inputs, steering.concrete, opaque=outputs)
             break
         except CaptureError as error:
             if not error.path or error.path in opaque:
-                inside = f" in {error.path!r}" if error.path else ""
-                raise RefusalError(
-                    f"{type(module).__name__} cannot be traced{inside}: {blame(error.cause)}; rewrite that line so "
-                    "that it does not depend on the values of tensors, or move it into a module of its own."
-                ) from error
+                raise CaptureError("", error.cause) from error
             opaque[error.path] = blame(error.cause)
     # A module inside another that was found later is hidden with it.
     opaque = {p: r for p, r in opaque.items() if not any(p.startswith(f"{other}.") for other in opaque)}
     graph.meta["opaque"] = opaque
-    graph.meta["notes"] = (
-        f"Traced along the example input, as symbolic tracing stops at {why}.",
-        *(f"{path!r} is called as it is and stays float, and its code keeps the student from being exported: {reason}."
-          for path, reason in opaque.items()),
-    )  # fmt: skip
     return graph
 
 
-def _require_same(expected: object, actual: object) -> None:
-    if isinstance(expected, Tensor) and isinstance(actual, Tensor):
-        if torch.allclose(expected, actual, rtol=1e-4, atol=1e-5, equal_nan=True):
-            return
-        raise VerificationError(
-            "the traced graph gives other values than the model itself, which probably behaves differently from call "
-            "to call (randomness, a counter); make its evaluation mode deterministic."
+def _whole(
+    module: nn.Module, inputs: tuple[Tensor, ...], expected: object, steering: Steering, reason: str
+) -> GraphModule:
+    """One call of the model as it is."""
+    flat = Graph()
+    placed = tuple(flat.placeholder(name) for name in argument_names(module, len(inputs)))
+    flat.output(flat.call_module(WHOLE, placed, steering.concrete))
+    graph = GraphModule({WHOLE: module}, flat, class_name=type(module).__name__)
+    graph.eval()
+    graph.meta["rung"] = "whole"
+    graph.meta["opaque"] = {WHOLE: reason}
+    graph.meta["notes"] = (f"The model itself cannot be followed and is {WHOLE!r} in all paths.",)
+    return _finished(graph, inputs, expected, steering)
+
+
+def _finished(graph: GraphModule, inputs: tuple[Tensor, ...], expected: object, steering: Steering) -> GraphModule:
+    """The canonical graph with shapes, which gives what the module gives; with graphs inside what is opaque."""
+    graph.meta["leaves"] = steering.leaves
+    canonicalise(graph)
+    propagate_shapes(graph, *inputs)
+    with torch.no_grad():
+        require_same(expected, graph(*inputs))
+    if graph.meta.get("opaque"):
+        graph.meta["inner"] = put_graphs_inside(graph, inputs, _follow_inner)
+        graph.meta["notes"] += tuple(
+            f"{path!r} is called as it is, and its code keeps the student from being exported: {reason}."
+            for path, reason in graph.meta["opaque"].items()
         )
-    if isinstance(expected, tuple | list) and isinstance(actual, tuple | list):
-        for one, other in zip(expected, actual, strict=True):
-            _require_same(one, other)
-    elif isinstance(expected, dict) and isinstance(actual, dict):
-        for key in expected:
-            _require_same(expected[key], actual[key])
+    return graph
+
+
+def _follow_inner(module: nn.Module, inputs: tuple[Tensor, ...]) -> GraphModule | None:
+    """A graph to stand for a module inside code that cannot be followed, if there is one."""
+    try:
+        with torch.no_grad():
+            expected = module(*inputs)
+        return follow(module, inputs, expected, Steering())
+    except (CaptureError, BnnError):
+        return None

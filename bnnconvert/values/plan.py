@@ -97,6 +97,11 @@ class LayerPlan:
         return self.now.float_bytes if self.decision == "float" else self.now.packed_bytes(self.weight_planes)
 
 
+def _renamed(layer: LayerPlan, path: str) -> LayerPlan:
+    student = None if layer.student is None else replace(layer.student, path=path)
+    return replace(layer, facts=replace(layer.facts, path=path), student=student)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RewriteRecord:
     """What one rewrite did: how often, and where it would not and why."""
@@ -105,6 +110,14 @@ class RewriteRecord:
     promise: str
     count: int
     refusals: tuple[str, ...] = ()
+
+    def inside(self, path: str) -> "RewriteRecord":
+        """The record of a rewrite in the graph at `path`, as one of the whole."""
+        return replace(self, refusals=tuple(f"{path}.{refusal}" for refusal in self.refusals))
+
+    def __add__(self, other: "RewriteRecord") -> "RewriteRecord":
+        """What the rewrite did in two graphs."""
+        return replace(self, count=self.count + other.count, refusals=self.refusals + other.refusals)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +142,21 @@ class Plan:
     def predicted(self) -> dict[str, float]:
         """Float layers with a predictor of positive outputs, and the share of those that it may miss."""
         return {p.facts.path: p.predict for p in self.layers if p.predict is not None}
+
+    def part(self, path: str) -> "Plan":
+        """The plan for the graph at `path` alone, with the paths that layers have in it."""
+        before = f"{path}."
+        inside = [p for p in self.layers if p.facts.path.startswith(before)]
+        return replace(self, layers=tuple(_renamed(p, p.facts.path.removeprefix(before)) for p in inside), rewrites=())
+
+    def with_part(self, path: str, part: "Plan") -> "Plan":
+        """The plan with that for the graph at `path` in the place of what it says about it."""
+        before = f"{path}."
+        layers = [p for p in self.layers if not p.facts.path.startswith(before)]
+        index = next((i for i, p in enumerate(self.layers) if p.facts.path.startswith(before)), len(layers))
+        index = sum(not p.facts.path.startswith(before) for p in self.layers[:index])
+        layers[index:index] = [_renamed(p, before + p.facts.path) for p in part.layers]
+        return replace(self, layers=tuple(layers))
 
     def with_rewrites(self, records: list[RewriteRecord]) -> "Plan":
         """The plan with what the rewrites did."""

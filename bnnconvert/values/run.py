@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bnnconvert.errors import ArtifactError, UsageError, first_line
 from bnnconvert.values.files import write_text
+from bnnconvert.values.steering import Steering
 
 SUFFIX, LOCK, MEMBERS = ".bnn", ".lock", "members"
 
@@ -61,6 +62,8 @@ class RunRecord(BaseModel):
     task: str = "classification"
     """What the user typed: a name, or package.module:object."""
     metrics: dict[str, float] = {}
+    steering: Steering = Steering()
+    """How the model was traced."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnnconvert.errors import RefusalError, UsageError, VerificationError
+from bnnconvert.errors import UsageError, VerificationError
 from bnnconvert.graph import module_of, shape_of
 from bnnconvert.trace.tracer import trace
 from tests.networks import Functional, Residual, plain, randomise
@@ -130,17 +130,6 @@ def test_functional_batch_norm_becomes_a_module_with_its_tensors() -> None:
     x, module = torch.randn(2, 3, 4, 4), Norm()
     assert called(module, x) == [("norm", "BatchNorm2d")]
     torch.testing.assert_close(trace(module, (x,))(x), module(x))
-
-
-def test_control_flow_on_values_is_refused_with_file_and_line() -> None:
-    class Branch(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            if x.sum() > 0:
-                return x
-            return -x
-
-    with pytest.raises(RefusalError, match=r"test_canonical\.py:\d+, in `if x\.sum\(\) > 0:`"):
-        trace(Branch(), (torch.randn(2, 3),))
 
 
 def test_a_wrong_input_shape_is_a_usage_error() -> None:

@@ -1,16 +1,11 @@
 """Models that symbolic tracing cannot follow, as their code decides by shapes and types."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-import bnnconvert
-from bnnconvert.errors import RefusalError
 from bnnconvert.graph import is_call_of
-from bnnconvert.trace.dataflow import layer_facts
 from bnnconvert.trace.tracer import trace
 
 
@@ -90,62 +85,3 @@ def test_code_that_depends_on_the_number_of_samples_is_called_as_it_is_and_named
     assert "number of samples" in graph.meta["opaque"]["1"]
     x = torch.randn(5, 3)
     torch.testing.assert_close(graph(x), module(x))
-    with pytest.raises(RefusalError, match=r"Each cannot be traced: .*number of samples"):
-        trace(Each(), (torch.randn(2, 3),))
-
-
-class Router(nn.Module):
-    """Takes one way or the other by the values of its input, as experts do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.left = nn.Conv2d(4, 4, 3, padding=1)
-        self.right = nn.Conv2d(4, 4, 3, padding=1)
-
-    def forward(self, x: Tensor) -> dict[str, Tensor | int]:
-        way = self.left if x.mean() > 0 else self.right
-        return {"y": way(x), "ways": 2}
-
-
-class Routed(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 4, 3, padding=1)
-        self.router = Router()
-        self.after = nn.Conv2d(4, 4, 3, padding=1)
-        self.head = nn.Linear(4, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.router(self.stem(x))["y"]
-        if x.shape[1] > 3:
-            x = self.after(x)
-        return self.head(x.view(x.shape[0], 4, -1).mean(2))
-
-
-def test_a_module_that_decides_by_values_is_called_as_it_is_and_the_rest_is_a_graph(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    module = Routed().eval()
-    graph = trace(module, (torch.randn(2, 3, 4, 4),))
-    for sign in (-1.0, 1.0):  # both ways
-        x = torch.randn(3, 3, 4, 4)
-        with torch.no_grad():
-            module.stem.bias.fill_(9 * sign)
-        assert bool(module.stem(x).mean() > 0) == (sign > 0)
-        torch.testing.assert_close(graph(x), module(x))
-    by_path = {f.path: f.obstacle or "" for f in layer_facts(graph)}
-    assert set(by_path) == {"stem", "after", "head", "router.left", "router.right"}
-    assert "'router' cannot be followed" in by_path["router.left"]
-    assert "test_capture.py" in by_path["router.left"]
-    assert "in `way = self.left if x.mean() > 0 else self.right`" in by_path["router.left"]
-    assert not by_path["stem"]
-    assert not by_path["after"]
-
-    student = bnnconvert.convert(module, recipe="xnor", example_inputs=(torch.randn(2, 3, 4, 4),))
-    assert {p.facts.path for p in student.plan.layers if p.decision == "binary"} == {"after"}
-    assert any("'router' is called as it is" in note for note in student.notes)
-    student.model.train()
-    student.model(torch.randn(4, 3, 4, 4)).square().sum().backward()
-    assert student.model.get_submodule("after").weight.grad is not None
-    with pytest.raises(RefusalError, match="router runs code that no file can hold"):
-        bnnconvert.export(student, tmp_path / "net.packed.safetensors")
-    assert not list(tmp_path.iterdir())
