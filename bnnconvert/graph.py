@@ -3,26 +3,23 @@
 Guard on the module, not on the node: a module called twice must not be edited for one of its calls.
 """
 
+import copy
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from heapq import heapify, heappop, heappush
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-    UnsupportedOperatorException,
-)
-from torch.fx import Graph, GraphModule, Interpreter, Node
+from torch.fx import Graph, GraphModule, Node
 
 from bnnconvert.layers.base import BinaryLayer
 from bnnconvert.layers.maxout import Maxout
 from bnnconvert.layers.rprelu import RPReLU
 from bnnconvert.layers.vote import Vote
+
+M = TypeVar("M", bound=nn.Module)
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, RPReLU, Maxout)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -127,35 +124,6 @@ def inputs_inside(graph: GraphModule, inputs: tuple[Tensor, ...]) -> dict[str, t
     return found
 
 
-class _Shapes(Interpreter):
-    def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
-        n.meta["shape"] = tuple(value.shape) if isinstance(value, Tensor) else None
-        return value
-
-
-def propagate_shapes(graph: GraphModule, *inputs: Tensor) -> None:
-    """Note every node's shape in evaluation mode, on tensors without values unless a module asks for values."""
-    mode = graph.training
-    graph.eval()
-    with torch.no_grad():
-        if not _propagate_without_values(graph, inputs):
-            _Shapes(graph).run(*inputs)
-    graph.train(mode)
-
-
-def _propagate_without_values(graph: GraphModule, inputs: tuple[Tensor, ...]) -> bool:
-    if graph.meta.get("opaque"):  # the user's code, which may keep what it is given
-        return False
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    try:
-        with fake:
-            _Shapes(graph).run(*map(fake.from_tensor, inputs))
-    except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException):
-        return False
-    return True
-
-
 def free_path(graph: GraphModule, wanted: str) -> str:
     """`wanted`, or `wanted_1`, `wanted_2`, ... : the first path at which no module or attribute lives."""
     parent, _, leaf = wanted.rpartition(".")
@@ -203,6 +171,11 @@ def restore_order(graph: GraphModule) -> None:
             waiting[user] -= 1
             if waiting[user] == 0:
                 heappush(ready, (position[user], user))
+
+
+def copy_sharing(module: M, tensors: Iterable[Tensor]) -> M:
+    """A copy with these tensors themselves where `module` has them, as most of a model is weights."""
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
 
 
 def set_module(graph: nn.Module, path: str, module: nn.Module) -> None:

@@ -12,7 +12,7 @@ LAYERS: list[set[str]] = [
     {"values"},
     {"channels"},
     {"recipe", "binarizers", "estimators", "gains", "tasks"},
-    {"layers", "artifact", "graph"},
+    {"layers", "artifact", "graph", "shapes"},
     {"load", "trace", "plan", "rewrite", "train", "lower", "runtime"},
     {"bench", "exporters", "report"},
     {"pipeline"},
@@ -20,7 +20,7 @@ LAYERS: list[set[str]] = [
     {"__main__"},
 ]
 """From the bottom up; the parts of one layer do not import each other."""
-NEIGHBOURS = {("binarizers", "estimators"), ("graph", "layers")}
+NEIGHBOURS = {("binarizers", "estimators"), ("graph", "layers"), ("shapes", "graph"), ("shapes", "layers")}
 """Except these: a binarizer holds an estimator, and a graph knows its leaf modules."""
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 FILES = sorted(PACKAGE.rglob("*.py"))

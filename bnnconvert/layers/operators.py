@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bnnconvert.layers.registered import operator, without_values
+
 EXACT_K = 2**24
 """A sum of fewer than this many ±1 is exact in float32."""
 
@@ -29,7 +31,7 @@ def padding_threshold(dtype: torch.dtype) -> float | int:
     return math.inf if dtype.is_floating_point else torch.iinfo(dtype).max
 
 
-@torch.library.custom_op("bnnconvert::encode", mutates_args=())
+@operator
 def encode(x: Tensor, thresholds: Tensor, start: Tensor) -> Tensor:
     """Bits of an activation, one group of channels per plane.
 
@@ -45,7 +47,7 @@ def encode(x: Tensor, thresholds: Tensor, start: Tensor) -> Tensor:
     return bits.flatten(1, 2).clone()
 
 
-@encode.register_fake
+@without_values(encode)
 def _(x: Tensor, thresholds: Tensor, start: Tensor) -> Tensor:
     shape = (x.shape[0], start.shape[0] * x.shape[1], *x.shape[2:])
     return x.new_empty(shape, dtype=torch.bool)
@@ -100,7 +102,7 @@ def _conv_shape(
     return (x.shape[0], channels, *sizes)
 
 
-@torch.library.custom_op("bnnconvert::binary_conv2d", mutates_args=())
+@operator
 def binary_conv2d(
     bits: Tensor,
     weight: Tensor,
@@ -123,7 +125,7 @@ def binary_conv2d(
     return torch.cat(parts, 1).to(torch.int32)
 
 
-@binary_conv2d.register_fake
+@without_values(binary_conv2d)
 def _(
     bits: Tensor,
     weight: Tensor,
@@ -140,7 +142,7 @@ def _(
     return bits.new_empty(shape, dtype=torch.int32)
 
 
-@torch.library.custom_op("bnnconvert::binary_linear", mutates_args=())
+@operator
 def binary_linear(bits: Tensor, weight: Tensor, in_features: int) -> Tensor:
     """Exact product of every input plane with every weight plane, over the last axis.
 
@@ -152,13 +154,13 @@ def binary_linear(bits: Tensor, weight: Tensor, in_features: int) -> Tensor:
     return torch.cat([F.linear(p, rows) for p in planes], -1).to(torch.int32)
 
 
-@binary_linear.register_fake
+@without_values(binary_linear)
 def _(bits: Tensor, weight: Tensor, in_features: int) -> Tensor:
     planes = bits.shape[-1] // in_features
     return bits.new_empty((*bits.shape[:-1], planes * weight.shape[0] * weight.shape[1]), dtype=torch.int32)
 
 
-@torch.library.custom_op("bnnconvert::signed_conv2d", mutates_args=())
+@operator
 def signed_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -178,7 +180,7 @@ def signed_conv2d(
     return convolve(x, filters, stride, padding, dilation, groups, pad_bit)
 
 
-@signed_conv2d.register_fake
+@without_values(signed_conv2d)
 def _(
     x: Tensor,
     weight: Tensor,
@@ -193,7 +195,7 @@ def _(
     return x.new_empty(_conv_shape(x, weight, 1, kernel, stride, padding, dilation))
 
 
-@torch.library.custom_op("bnnconvert::signed_linear", mutates_args=())
+@operator
 def signed_linear(x: Tensor, weight: Tensor, in_features: int) -> Tensor:
     """Product of a float input with every weight plane, over the last axis.
 
@@ -202,19 +204,19 @@ def signed_linear(x: Tensor, weight: Tensor, in_features: int) -> Tensor:
     return torch.cat([F.linear(x, rows) for rows in unpack(weight, in_features).to(x.dtype)], -1)
 
 
-@signed_linear.register_fake
+@without_values(signed_linear)
 def _(x: Tensor, weight: Tensor, in_features: int) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0] * weight.shape[1]))
 
 
-@torch.library.custom_op("bnnconvert::quantize", mutates_args=())
+@operator
 def quantize(x: Tensor, factor: float) -> Tensor:
     """Bytes of an activation; NaN becomes 127. Shapes: those of x."""
     scaled = (x * torch.tensor(factor, dtype=torch.float32, device=x.device)).nan_to_num(nan=127.0)
     return scaled.clamp(-127, 127).round().to(torch.int8)
 
 
-@quantize.register_fake
+@without_values(quantize)
 def _(x: Tensor, factor: float) -> Tensor:
     return torch.empty_like(x, dtype=torch.int8, memory_format=torch.contiguous_format)
 
@@ -223,7 +225,7 @@ def _exact_bytes(k: int) -> torch.dtype:
     return torch.float32 if k * 127 * 127 < EXACT_K else torch.float64
 
 
-@torch.library.custom_op("bnnconvert::int8_conv2d", mutates_args=())
+@operator
 def int8_conv2d(
     x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
 ) -> Tensor:
@@ -235,25 +237,25 @@ def int8_conv2d(
     return F.conv2d(x.to(exact), weight.to(exact), None, stride, padding, dilation, groups).to(torch.int32)
 
 
-@int8_conv2d.register_fake
+@without_values(int8_conv2d)
 def _(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int) -> Tensor:
     shape = _conv_shape(x, weight.unsqueeze(0), 1, list(weight.shape[2:]), stride, padding, dilation)
     return x.new_empty(shape, dtype=torch.int32)
 
 
-@torch.library.custom_op("bnnconvert::int8_linear", mutates_args=())
+@operator
 def int8_linear(x: Tensor, weight: Tensor) -> Tensor:
     """Exact product of bytes over the last axis. Shapes: x (N, ..., I) int8, weight (O, I) int8, acc (N, ..., O)."""
     exact = _exact_bytes(weight.shape[1])
     return F.linear(x.to(exact), weight.to(exact)).to(torch.int32)
 
 
-@int8_linear.register_fake
+@without_values(int8_linear)
 def _(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=torch.int32)
 
 
-@torch.library.custom_op("bnnconvert::masked_conv2d", mutates_args=())
+@operator
 def masked_conv2d(
     x: Tensor,
     mask: Tensor,
@@ -271,19 +273,18 @@ def masked_conv2d(
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups).masked_fill(~mask, 0.0)
 
 
-@torch.library.custom_op("bnnconvert::masked_linear", mutates_args=())
+@operator
 def masked_linear(x: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Float product at the outputs that a mask names. Shapes: x (N, I), mask (N, O), weight (O, I), bias (O,)."""
     return F.linear(x, weight, bias).masked_fill(~mask, 0.0)
 
 
-@masked_conv2d.register_fake
-@masked_linear.register_fake
+@without_values(masked_conv2d, masked_linear)
 def _(x: Tensor, mask: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(mask, dtype=x.dtype, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("bnnconvert::affine", mutates_args=())
+@operator
 def affine(acc: Tensor, scale: Tensor, bias: Tensor | None, axis: int) -> Tensor:
     """Scaled sum of accumulator planes.
 
@@ -297,7 +298,7 @@ def affine(acc: Tensor, scale: Tensor, bias: Tensor | None, axis: int) -> Tensor
     return y if bias is None else y + bias.reshape(per_channel)
 
 
-@affine.register_fake
+@without_values(affine)
 def _(acc: Tensor, scale: Tensor, bias: Tensor | None, axis: int) -> Tensor:
     shape = list(acc.shape)
     shape[axis] = scale.shape[1]

@@ -4,23 +4,24 @@ The deployed graph is a copy on the CPU in evaluation mode; the student is not t
 paths, a packed layer being a holder at the path of the layer that it replaces.
 """
 
-import copy
-
 import torch
 from torch.fx import GraphModule, Node
 
 from bnnconvert.errors import RefusalError
-from bnnconvert.graph import PASS_THROUGH, input_of, module_of, propagate_shapes, set_module, stored
+from bnnconvert.graph import PASS_THROUGH, copy_sharing, input_of, module_of, set_module, stored
 from bnnconvert.layers.base import BinaryLayer
 from bnnconvert.layers.deployable import Deployable
 from bnnconvert.layers.linear import BinaryLinear
 from bnnconvert.layers.packed import Encode, PackedLayer, packed_layer
 from bnnconvert.lower.folds.table import FOLDS
+from bnnconvert.shapes import propagate_shapes
 
 
 def deploy(student: GraphModule, example: torch.Tensor) -> GraphModule:
     """Deployed form of `student`; `example` is an input of at least one sample, used for shapes only."""
-    deployed = copy.deepcopy(student).cpu().eval()
+    # No fold writes into a parameter.
+    kept = (p for p in student.parameters() if p.device.type == "cpu")
+    deployed = copy_sharing(student, kept).cpu().eval()
     propagate_shapes(deployed, example.detach().cpu())
     expand(deployed)
     for fold in FOLDS.values():

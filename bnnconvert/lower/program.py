@@ -8,13 +8,11 @@ what does nothing in evaluation mode is left out.
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.export import Dim, ExportedProgram, export
-from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
@@ -34,6 +32,9 @@ from bnnconvert.values.program import (
     Value,
     ValueSpec,
 )
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -60,12 +61,15 @@ def lower(deployed: GraphModule, example: Tensor) -> tuple[Program, Arrays]:
     return _Lowering(exported, deployed).run()
 
 
-def _export(deployed: GraphModule, example: Tensor) -> ExportedProgram:
+def _export(deployed: GraphModule, example: Tensor) -> "ExportedProgram":
     for path, reason in deployed.meta.get("opaque", {}).items():
         raise RefusalError(
             f"export: {path} runs code that no file can hold, as it cannot be followed: {reason}; rewrite that line "
             "and convert again"
         )
+    # Here, as it takes a second to import and a conversion does without.
+    from torch.export import Dim, export
+
     two = torch.cat([example[:1], example[:1]]).cpu()
     try:
         return export(deployed, (two,), dynamic_shapes=({0: Dim("batch")},), strict=False)
@@ -79,7 +83,7 @@ def _export(deployed: GraphModule, example: Tensor) -> ExportedProgram:
 class _Lowering:
     """One walk over an exported graph."""
 
-    def __init__(self, exported: ExportedProgram, deployed: GraphModule) -> None:
+    def __init__(self, exported: "ExportedProgram", deployed: GraphModule) -> None:
         self.exported = exported
         self.layers = {path for path, module in deployed.named_modules() if isinstance(module, PackedLayer)}
         self.paths = {path for path, _ in deployed.named_modules()}
@@ -102,7 +106,7 @@ class _Lowering:
         return program, {name: _array(name, t) for name, t in sorted(self.tensors.items()) if name in used}
 
     def _input(self, node: Node, spec: Any) -> None:
-        if spec.kind == InputKind.USER_INPUT:
+        if spec.kind.name == "USER_INPUT":
             if self.inputs:
                 raise RefusalError(
                     "export: a program has one input, and this model takes several; wrap it in one that takes one"

@@ -76,17 +76,28 @@ def convert(
     """
     if isinstance(recipe, str):
         recipe = load_recipe(recipe)
-    rewrites = check_recipe(recipe)
-    loaded = _data(data)
-    if calibrate is not None and loaded is None:
-        raise UsageError("To calibrate takes images; give them with --data DIR.")
     if example_inputs is not None:
         input_shape = (1, *example_inputs[0].shape[1:])
+    return _convert(copy.deepcopy(model), recipe, input_shape, _data(data), calibrate, steering, progress)
+
+
+def _convert(
+    model: nn.Module,
+    recipe: Recipe,
+    input_shape: Sequence[int] | None,
+    loaded: Data | None,
+    calibrate: int | None,
+    steering: Steering | None,
+    progress: Progress | None,
+) -> Student:
+    """Student of a model that becomes its teacher itself."""
+    rewrites = check_recipe(recipe)
+    if calibrate is not None and loaded is None:
+        raise UsageError("To calibrate takes images; give them with --data DIR.")
     shape, notes = input_shape_of(model, input_shape, loaded)
     is_guess = bool(notes)
     probe = probe_input(shape, loaded)
-    model = copy.deepcopy(model).cpu().float()
-    teacher = traced(model, probe, steering)
+    teacher = traced(model.cpu().float(), probe, steering)
     notes = (*notes, *teacher.meta.get("notes", ()))
     if loaded is not None:
         check_fits(loaded, shape, outputs_of(teacher, probe))
@@ -209,15 +220,7 @@ def convert_model(
     check_recipe(parsed)
     loaded = load_model(spec, model=model, trust_pickle=trust_pickle)
     given = None if data is None else load_data(data, mean=mean, std=std)
-    student = convert(
-        loaded.module,
-        parsed,
-        input_shape=input_shape,
-        data=given,
-        calibrate=calibrate,
-        steering=steering,
-        progress=progress,
-    )
+    student = _convert(loaded.module, parsed, input_shape, given, calibrate, steering, progress)
     if dry_run:
         return student
     path = Path(out) if out is not None else Path.cwd() / f"{_name(spec)}{SUFFIX}"

@@ -1,18 +1,18 @@
 """What convert leaves in a run directory and how later commands read it back: source, recipe, plan, weights."""
 
-import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bnnconvert import __version__
 from bnnconvert.errors import ArtifactError, first_line
 from bnnconvert.load.model import LoadedModel, load_model
-from bnnconvert.values.files import write_bytes, write_text
+from bnnconvert.values.files import atomic_write, file_sha256, write_text
 from bnnconvert.values.plan import Plan
 from bnnconvert.values.run import DataRecord, RunDirectory, RunRecord
 from bnnconvert.values.steering import Steering
@@ -35,21 +35,21 @@ def fill_run(
     """Write everything that `load_source` and `load_weights` need, run.json last."""
     if loaded.kind == "factory":
         source, factory = "source.safetensors", loaded.spec
-        write_bytes(run.file(source), save(_tensors(loaded.module)))
+        _save(loaded.module, run.file(source))
     else:
         source = f"source{Path(loaded.spec).suffix}"
-        write_bytes(run.file(source), Path(loaded.spec).read_bytes())
-    digest = hashlib.sha256(run.file(source).read_bytes()).hexdigest()
+        with atomic_write(run.file(source)) as temporary:
+            shutil.copyfile(loaded.spec, temporary)
     write_text(run.file("recipe.toml"), recipe_text)
     write_text(run.file("plan.json"), json.dumps(plan.to_json(), indent=2) + "\n")
-    write_bytes(run.file("student.safetensors"), save(_tensors(student)))
+    _save(student, run.file("student.safetensors"))
     run.write(
         RunRecord(
             producer=f"bnnconvert {__version__}",
             source=loaded.spec,
             source_kind=loaded.kind,
             source_file=source,
-            source_sha256=digest,
+            source_sha256=file_sha256(run.file(source)),
             factory=factory,
             trust_pickle=trust_pickle,
             recipe=recipe,
@@ -79,6 +79,12 @@ def load_weights(student: nn.Module, run: RunDirectory) -> None:
         ) from error
 
 
-def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """State dict with its own memory for every tensor, as safetensors wants it."""
-    return {name: tensor.detach().clone().contiguous() for name, tensor in module.state_dict().items()}
+def _save(module: nn.Module, path: Path) -> None:
+    """Write a state dict; tensors of several names are written once for each."""
+    tensors, seen = dict[str, torch.Tensor](), set[int]()
+    for name, tensor in module.state_dict().items():
+        storage = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if storage in seen and tensor.numel() else tensor.contiguous()
+        seen.add(storage)
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary)

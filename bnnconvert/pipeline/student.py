@@ -1,5 +1,6 @@
 """A converted model as the commands and the Python API hand it around, and where it gets its data."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +19,8 @@ from bnnconvert.values.recipe import Recipe
 from bnnconvert.values.run import DataRecord, RunDirectory
 from bnnconvert.values.steering import Steering
 
-PROBE_SAMPLES = 8
-"""Samples of the probe input: enough for batch statistics, few enough for any model."""
+PROBE_SAMPLES, PROBE_NUMBERS, FEWEST = 8, 2**18, 2
+"""Samples of the probe input: enough for batch statistics, of large inputs fewer, as each has many positions."""
 CALIBRATION_SAMPLES, CALIBRATION_BATCH = 512, 64
 
 
@@ -42,10 +43,11 @@ class Student:
 
 def probe_input(shape: Sequence[int], data: Data | None) -> tuple[Tensor]:
     """A few samples: of the training data if there is any, else standard normal, the same each time."""
+    samples = max(FEWEST, min(PROBE_SAMPLES, PROBE_NUMBERS // math.prod(shape[1:])))
     if data is None:
         generator = torch.Generator().manual_seed(0)
-        return (torch.randn(PROBE_SAMPLES, *shape[1:], generator=generator),)
-    return (data.inputs(data.train, data.train.spread(PROBE_SAMPLES)),)
+        return (torch.randn(samples, *shape[1:], generator=generator),)
+    return (data.inputs(data.train, data.train.spread(samples)),)
 
 
 def calibration_batches(data: Data, *, samples: Samples | None = None) -> Iterator[Tensor]:

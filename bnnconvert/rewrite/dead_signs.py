@@ -1,12 +1,11 @@
 """Refuse signs that carry no information: the same bit for whole channels, whatever the input."""
 
-import copy
-
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
 from bnnconvert.errors import RefusalError
+from bnnconvert.graph import copy_sharing
 from bnnconvert.layers.base import BinaryLayer
 
 
@@ -31,7 +30,9 @@ def dead_shares(graph: GraphModule, probe: tuple[Tensor, ...]) -> dict[str, floa
 
     A copy of the student runs in training mode, as its first training step will: batch norm by the batch.
     """
-    trial = copy.deepcopy(graph).train()
+    binarizers = (layer.input_binarizer for layer in graph.modules() if isinstance(layer, BinaryLayer))
+    calibrated = {p for binarizer in binarizers if binarizer is not None for p in binarizer.parameters()}
+    trial = copy_sharing(graph, (p for p in graph.parameters() if p not in calibrated)).train()
     dead: dict[str, float] = {}
     for path, layer in trial.named_modules():
         if isinstance(layer, BinaryLayer) and not layer.is_weight_only:

@@ -5,16 +5,17 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from bnnconvert.errors import VerificationError
-from bnnconvert.graph import inner_graphs, inputs_inside, propagate_shapes, restore_order
+from bnnconvert.graph import inner_graphs, inputs_inside, restore_order
 from bnnconvert.rewrite import REWRITES
 from bnnconvert.rewrite.as_images import AsImages
 from bnnconvert.rewrite.base import Refusal, Rewrite, Site
+from bnnconvert.shapes import propagate_shapes
 from bnnconvert.values.plan import Plan, RewriteRecord
 from bnnconvert.values.recipe import Recipe
 from bnnconvert.values.tables import build_row
 
 _MAX_ROUNDS = 100
-ENOUGH = 2
+ENOUGH = 1
 """Samples of the probe on which a promise is checked."""
 
 

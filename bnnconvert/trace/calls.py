@@ -4,7 +4,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 VALUES = {"__bool__", "__int__", "__float__", "__index__", "__complex__", "item", "tolist", "numpy", "__array__"}
 VALUES |= {"__contains__", "equal", "allclose", "is_nonzero", "__format__"}
@@ -15,6 +15,21 @@ FACTS |= {"storage_offset", "get_device", "data_ptr", "element_size", "ndimensio
 _NAMES = "add sub mul truediv floordiv mod pow matmul eq ne lt le gt ge neg pos invert xor abs getitem"
 _OPERATORS = {f"__{name}__": getattr(operator, name) for name in _NAMES.split()}
 _OPERATORS |= {"__and__": operator.and_, "__or__": operator.or_}
+
+
+class CaptureError(Exception):
+    """The code of one module could not be followed."""
+
+    def __init__(self, path: str, cause: BaseException) -> None:
+        super().__init__(f"{path or 'the model'}: {cause}")
+        self.path, self.cause = path, cause
+
+
+def argument_names(module: nn.Module, count: int) -> list[str]:
+    """Names of the first arguments of the module's forward."""
+    code = getattr(module.forward, "__code__", None)
+    known = code.co_varnames[1 : code.co_argcount] if code is not None else ()
+    return [known[n] if n < len(known) else f"x{n}" for n in range(count)]
 
 
 def target_of(func: Callable[..., Any], name: str, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:

@@ -20,20 +20,12 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from bnnconvert.trace.calls import FACTS, VALUES, map_leaves, target_of
+from bnnconvert.trace.calls import FACTS, VALUES, CaptureError, argument_names, map_leaves, target_of
 from bnnconvert.trace.sizes import Sizes
 
 
 class ValueAskedError(RuntimeError):
     """Code asked for the value of a tensor that depends on the input."""
-
-
-class CaptureError(Exception):
-    """The code of one module could not be followed."""
-
-    def __init__(self, path: str, cause: BaseException) -> None:
-        super().__init__(f"{path or 'the model'}: {cause}")
-        self.path, self.cause = path, cause
 
 
 Calls = dict[str, list[Any]]
@@ -293,13 +285,6 @@ class _Capture(TorchFunctionMode):
     def _is_fixed(self) -> bool:
         """Whether something has asked for the number of samples itself."""
         return isinstance(self._samples, torch.SymInt) and self._samples.node.maybe_as_int() is not None
-
-
-def argument_names(module: nn.Module, count: int) -> list[str]:
-    """Names of the first arguments of the module's forward."""
-    code = getattr(module.forward, "__code__", None)
-    known = code.co_varnames[1 : code.co_argcount] if code is not None else ()
-    return [known[n] if n < len(known) else f"x{n}" for n in range(count)]
 
 
 def _is_leaf(module: nn.Module) -> bool:

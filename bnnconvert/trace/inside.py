@@ -1,6 +1,5 @@
 """Graphs inside code that cannot be followed: what such code calls is traced by itself and put in its place."""
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 from torch.utils import _pytree as pytree
 
-from bnnconvert.graph import WEIGHT_LAYERS, set_module
+from bnnconvert.graph import WEIGHT_LAYERS, copy_sharing, set_module
 from bnnconvert.trace.compare import require_same
 from bnnconvert.trace.dataflow import KINDS
 
@@ -45,7 +44,8 @@ def put_graphs_inside(graph: GraphModule, inputs: tuple[Tensor, ...], follow: Fo
     """
     found: list[str] = []
     for path in graph.meta["opaque"]:
-        clone = _sharing_copy(graph.get_submodule(path))
+        whole = graph.get_submodule(path)
+        clone = copy_sharing(whole, (*whole.parameters(), *whole.buffers()))
         set_module(graph, path, clone)
         inner = _put(graph, inputs, path, follow)
         _keep_in_evaluation(clone, inner)
@@ -169,11 +169,6 @@ def _same(graph: GraphModule, inputs: tuple[Tensor, ...], expected: object) -> b
     except Exception:  # the user's code may raise anything
         return False
     return True
-
-
-def _sharing_copy(module: nn.Module) -> nn.Module:
-    """A copy with the same parameters and buffers themselves."""
-    return copy.deepcopy(module, {id(t): t for t in (*module.parameters(), *module.buffers())})
 
 
 def _keep_in_evaluation(module: nn.Module, inner: list[str]) -> None:

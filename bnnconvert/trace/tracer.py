@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Proxy, Tracer
 
 from bnnconvert.errors import BnnError, UsageError, VerificationError, first_line
-from bnnconvert.graph import propagate_shapes
+from bnnconvert.shapes import propagate_shapes
 from bnnconvert.trace.blame import blame
+from bnnconvert.trace.calls import CaptureError, argument_names
 from bnnconvert.trace.canonical import canonicalise
-from bnnconvert.trace.capture import CaptureError, argument_names, capture, outputs_of
 from bnnconvert.trace.compare import require_same
 from bnnconvert.trace.inside import put_graphs_inside
 from bnnconvert.values.steering import Steering
@@ -125,6 +125,9 @@ def _symbolic(module: nn.Module, inputs: tuple[Tensor, ...], expected: object, s
 
 
 def _captured(module: nn.Module, inputs: tuple[Tensor, ...], steering: Steering) -> GraphModule:
+    # Here, as symbolic sizes take a second to import and most models do without.
+    from bnnconvert.trace.capture import capture, outputs_of
+
     opaque: dict[str, str] = {}
     while True:
         try:

@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, TypeVar, get_type_hints
 
@@ -42,6 +42,18 @@ def build_row(table: Mapping[str, Callable[..., T]], named: Named, *, where: str
     Raises: UsageError naming `where`, the row and the key.
     """
     row = look_up(table, named.name, where=where, what=what)
+    options = row_options(row, named, where=where, what=what, fixed=fixed)
+    parameters = inspect.signature(row).parameters
+    return row(**options, **{name: value for name, value in fixed.items() if name in parameters})
+
+
+def row_options(
+    row: Callable[..., Any], named: Named, *, where: str, what: str, fixed: Collection[str]
+) -> dict[str, Any]:
+    """Checked options for a row, without making its object; arguments in `fixed` come from us.
+
+    Raises: UsageError as `build_row`.
+    """
     parameters = inspect.signature(row).parameters
     maker: Any = getattr(row, "__init__") if isinstance(row, type) else row  # noqa: B009 (mypy forbids the plain form)
     annotations = get_type_hints(maker, include_extras=True)
@@ -57,7 +69,7 @@ def build_row(table: Mapping[str, Callable[..., T]], named: Named, *, where: str
     missing = [name for name in known if parameters[name].default is inspect.Parameter.empty and name not in options]
     if missing:
         raise UsageError(f"{here} needs the option {missing[0]!r}; add it beside the name.")
-    return row(**options, **{name: value for name, value in fixed.items() if name in parameters})
+    return options
 
 
 def _checked(value: Any, annotation: Any, *, where: str) -> Any:

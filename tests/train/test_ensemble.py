@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 import bnnconvert
-from bnnconvert.graph import members_of, propagate_shapes
+from bnnconvert.graph import members_of
 from bnnconvert.pipeline import convert_model, open_run
 from bnnconvert.rewrite.ensemble import Ensemble as EnsembleRewrite
+from bnnconvert.shapes import propagate_shapes
 from bnnconvert.train.batches import EpochBatches, Sampling
 from bnnconvert.train.boosting import boosted, uniform, weighted_error
 from bnnconvert.train.ensemble import finetune_ensemble

@@ -19,7 +19,7 @@ from bnnconvert.train.optimizers.radam import RAdam
 from bnnconvert.train.optimizers.sgd import SGD
 from bnnconvert.train.optimizers.shift_adamax import ShiftAdaMax
 from bnnconvert.values import recipe
-from bnnconvert.values.tables import build_row
+from bnnconvert.values.tables import build_row, look_up, row_options
 
 OPTIMIZERS: dict[str, type[RecipeOptimizer]] = {
     "adam": Adam,
@@ -31,6 +31,8 @@ OPTIMIZERS: dict[str, type[RecipeOptimizer]] = {
     "shift-adamax": ShiftAdaMax,
     "extragradient": Extragradient,
 }
+FIXED = ("groups", "lr", "fused")
+"""Arguments of every row that are no options."""
 
 __all__ = [
     "OPTIMIZERS",
@@ -51,7 +53,7 @@ def make_optimizer(student: nn.Module, settings: recipe.Optimizer, *, by_layer: 
     groups = parameter_groups(student, settings, by_layer=by_layer)
     made = _build(settings, groups, where="training.optimizer")
     layers = [(path, m) for path, m in student.named_modules() if isinstance(m, BinaryLayer)]
-    _refuse_unfit(made, [(path, m.weight_binarizer, m.weight) for path, m in layers], where="training.optimizer")
+    _refuse_unfit(type(made), [(path, m.weight_binarizer, m.weight) for path, m in layers], where="training.optimizer")
     return made
 
 
@@ -68,22 +70,23 @@ def check_optimizer(
 
     Raises: UsageError as `make_optimizer` would.
     """
+    # Without building one, which takes torch's compiler to be imported.
+    row = look_up(OPTIMIZERS, settings.name, where=where, what="optimizer")
+    row_options(row, settings, where=where, what="optimizer", fixed=FIXED)
     weight = torch.linspace(-0.9, 1, torch.Size(shape).numel()).reshape(shape)
-    example = {"params": [nn.Parameter(weight)], "weight_decay": 0.0, "kind": "binary", "binary": True, "rate": 1.0}
-    made = _build(settings, [example], where=where)
-    _refuse_unfit(made, [(place, binarizer, weight) for place, binarizer in binarizers], where=where)
+    _refuse_unfit(row, [(place, binarizer, weight) for place, binarizer in binarizers], where=where)
 
 
 def _build(settings: recipe.Optimizer, groups: list[dict[str, object]], *, where: str) -> RecipeOptimizer:
     devices = {p.device.type for group in groups for p in group["params"]}  # type: ignore[attr-defined]
-    fixed = {"groups": groups, "lr": settings.lr, "fused": devices <= {"cpu", "cuda"}}
+    fixed = dict(zip(FIXED, (groups, settings.lr, devices <= {"cpu", "cuda"}), strict=True))
     return build_row(OPTIMIZERS, settings, where=where, what="optimizer", **fixed)
 
 
 def _refuse_unfit(
-    optimizer: RecipeOptimizer, weights: Iterable[tuple[str, WeightBinarizer, Tensor]], *, where: str
+    optimizer: type[RecipeOptimizer], weights: Iterable[tuple[str, WeightBinarizer, Tensor]], *, where: str
 ) -> None:
     for place, binarizer, weight in weights:
         reason = optimizer.obstacle(binarizer, weight)
         if reason is not None:
-            raise UsageError(f"{where}: {type(optimizer).__name__} cannot train {place}: {reason}.")
+            raise UsageError(f"{where}: {optimizer.__name__} cannot train {place}: {reason}.")

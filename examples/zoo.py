@@ -1,0 +1,296 @@
+"""Convert every model of torchvision and one of each timm family, and say what became of each.
+
+python examples/zoo.py --out DIR [--only PATTERN] [--preload MODULE] [--table]
+
+Each model has a process of its own and a line in DIR/zoo.jsonl, so that a run that is stopped goes on where it was;
+--only takes a shell pattern of names, --table prints the lines so far as a table. Weights are random. --preload imports
+a module first, for installations in which torchvision does not import by itself. timm's families are its model files;
+of each comes the smallest model, which is looked for once and kept in DIR/families.json.
+"""
+
+import argparse
+import fnmatch
+import importlib
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import bnnconvert
+from bnnconvert.errors import BnnError, RefusalError
+from bnnconvert.report.table import Column, Table, number
+
+RECIPES = ("xnor", "bwn")
+SAMPLES = 2
+LIMIT = 1800
+"""Seconds for one model."""
+CLOSE = 1e-3
+VIDEO = {"mvit": (3, 16, 224, 224), "s3d": (3, 16, 224, 224), "swin3d": (3, 16, 112, 112), "": (3, 16, 112, 112)}
+"""Input shapes of video models by the beginnings of their names."""
+
+
+def torchvision_names() -> Iterator[str]:
+    """Names of all float models, each behind `torchvision:`."""
+    import torchvision
+
+    for name in torchvision.models.list_models():
+        if not name.startswith("quantized_"):
+            yield f"torchvision:{name}"
+
+
+def timm_families(kept: Path) -> dict[str, str]:
+    """Of each of timm's model files the model with the fewest parameters."""
+    import timm
+
+    if kept.exists():
+        return dict(json.loads(kept.read_text("utf-8")))
+    found: dict[str, str] = {}
+    for family in timm.list_modules():
+        sizes = {name: size for name in timm.list_models(module=family) if (size := _parameters(name)) is not None}
+        if sizes:
+            found[family] = min(sizes, key=sizes.__getitem__)
+    kept.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    return found
+
+
+def _parameters(name: str) -> int | None:
+    import timm
+
+    try:
+        with torch.device("meta"):
+            return sum(int(p.numel()) for p in timm.create_model(name).parameters())
+    except Exception:  # a model that needs more than a name
+        return None
+
+
+def build(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """A model in evaluation mode, and an input for it."""
+    source, _, model = name.partition(":")
+    torch.manual_seed(0)
+    return _torchvision(model) if source == "torchvision" else _timm(model)
+
+
+def _torchvision(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    import torchvision
+
+    builder = torchvision.models.get_model_builder(name)
+    kind = builder.__module__.split(".")[2]
+    given = {"weights_backbone": None} if kind in ("detection", "segmentation") else {}
+    net = builder(weights=None, **given).eval()
+    if kind == "detection":
+        _let_nms_run()
+    if kind == "video":
+        shape = next(size for start, size in VIDEO.items() if name.startswith(start))
+        return net, (torch.rand(SAMPLES, *shape),)
+    if kind == "optical_flow":
+        return net, tuple(torch.rand(SAMPLES, 3, 128, 128) * 2 - 1 for _ in range(2))
+    side = {"inception_v3": 299, "detection": 256}.get(name if name == "inception_v3" else kind, 224)
+    return net, (torch.rand(SAMPLES, 3, side, side),)
+
+
+def _timm(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    import timm
+
+    net = timm.create_model(name).eval()
+    return net, (torch.randn(SAMPLES, *net.pretrained_cfg["input_size"]),)
+
+
+def _let_nms_run() -> None:
+    """Non-maximum suppression in Python, where torchvision's own operator is not installed."""
+    from torchvision import extension
+    from torchvision.ops import boxes
+
+    if extension._has_ops():
+        return
+
+    def nms(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+        overlaps, kept = boxes.box_iou(dets, dets) > iou_threshold, list[int]()
+        for index in scores.argsort(descending=True).tolist():
+            if not overlaps[index, kept].any():
+                kept.append(index)
+        return torch.tensor(kept, dtype=torch.int64)
+
+    torch.library.impl("torchvision::nms", "CPU", nms)
+    boxes._assert_has_ops = lambda: None
+
+
+def try_model(name: str) -> dict[str, Any]:
+    """What became of one model, with each recipe."""
+    start = time.perf_counter()
+    net, inputs = build(name)
+    built = time.perf_counter() - start
+    start = time.perf_counter()
+    with torch.no_grad():
+        net(*inputs)
+    row: dict[str, Any] = {
+        "name": name,
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "build_s": built,
+        "forward_s": time.perf_counter() - start,
+    }
+    for recipe in RECIPES:
+        row[recipe] = _try_recipe(net, inputs, recipe)
+    row["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return row
+
+
+def _try_recipe(net: nn.Module, inputs: tuple[Tensor, ...], recipe: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    try:
+        start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        student = bnnconvert.convert(net, recipe, example_inputs=inputs)
+        found["convert_s"] = time.perf_counter() - start
+        found["more_mb"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        found["rung"] = student.teacher.meta["rung"]
+        found["layers"] = Counter(layer.decision for layer in student.plan.layers)
+        floats = [layer for layer in student.plan.layers if layer.decision == "float"]
+        found["reasons"] = Counter(layer.reason.partition(":")[0] for layer in floats)
+        found["notes"] = student.notes
+        found["backward"] = _backward(student.model, inputs)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "net.packed.safetensors"
+            start = time.perf_counter()
+            bnnconvert.export(student, file)
+            found["export_s"], found["bytes"] = time.perf_counter() - start, file.stat().st_size
+            found["difference"] = _difference(student.model, bnnconvert.Session(file), inputs)
+    except RefusalError as error:
+        found["refusal" if "convert_s" in found else "refused"] = str(error)
+    except BnnError as error:
+        found["failure"] = f"{type(error).__name__}: {error}"
+    except Exception as error:
+        found["failure"] = f"{type(error).__name__}: {error}"
+        found["traceback"] = traceback.format_exc()
+    return found
+
+
+def _backward(student: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether gradients reach the student's parameters."""
+    student.train()
+    outputs = [t for t in _tensors(student(*inputs)) if t.requires_grad]
+    sum(t.float().square().mean() for t in outputs).backward()
+    student.eval()
+    return any(p.grad is not None for p in student.parameters())
+
+
+def _difference(student: nn.Module, session: bnnconvert.Session, inputs: tuple[Tensor, ...]) -> float:
+    """Largest difference, relative to the largest output."""
+    with torch.no_grad():
+        expected = _tensors(student(*inputs))
+    actual = [torch.as_tensor(a) for a in _tensors(session.run(*(x.numpy() for x in inputs)))]
+    pairs = zip(expected, actual, strict=True)
+    return max(float((e - a).abs().max() / e.abs().max().clamp(min=1e-12)) for e, a in pairs if e.numel())
+
+
+def _tensors(tree: Any) -> list[Any]:
+    if isinstance(tree, dict):
+        tree = list(tree.values())
+    return [t for part in tree for t in _tensors(part)] if isinstance(tree, list | tuple) else [tree]
+
+
+def run_all(names: list[str], out: Path, preload: str | None) -> None:
+    """Try each model that has no line yet, in a process of its own."""
+    lines = out / "zoo.jsonl"
+    known = {row["name"] for row in rows_of(lines)}
+    waiting = [name for name in names if name not in known]
+    for done, name in enumerate(waiting, start=1):
+        command = [sys.executable, __file__, "--one", name, *(["--preload", preload] if preload else [])]
+        try:
+            result = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
+            row = json.loads(result.stdout.splitlines()[-1])
+        except subprocess.TimeoutExpired:
+            row = {"name": name, "failure": f"not done after {LIMIT} s"}
+        except (IndexError, ValueError):
+            row = {"name": name, "failure": f"the process ended: {result.stderr.strip().splitlines()[-1:]}"}
+        with lines.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{done} of {len(waiting)}  {name}  {_verdict(row)}", flush=True)
+
+
+def rows_of(lines: Path) -> list[dict[str, Any]]:
+    """The lines written so far."""
+    return [json.loads(line) for line in lines.read_text("utf-8").splitlines()] if lines.exists() else []
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    if "failure" in row:
+        return str(row["failure"])
+    return "; ".join(f"{recipe} {_outcome(row[recipe])}" for recipe in RECIPES)
+
+
+def _outcome(found: dict[str, Any]) -> str:
+    if "difference" in found:
+        return f"{found['difference']:.0e}" if found["difference"] > 0 else "0"
+    return str(found.get("failure") or found.get("refused") or found["refusal"])
+
+
+def table_of(rows: list[dict[str, Any]]) -> Table:
+    """One line per model and recipe."""
+    numbers = ("binary", "float", "convert s", "bytes", "difference")
+    columns = (Column("model"), Column("recipe"), Column("rung"), *map(number, numbers))
+    cells = []
+    for row in rows:
+        for recipe in RECIPES:
+            found = row.get(recipe, row)
+            layers = found.get("layers", {})
+            binary = sum(count for decision, count in layers.items() if decision != "float")
+            cells.append(
+                (row["name"], recipe, found.get("rung", ""), str(binary), str(layers.get("float", 0)),
+                 f"{found['convert_s']:.1f}" if "convert_s" in found else "",
+                 f"{found['bytes']:,}" if "bytes" in found else "", _outcome(found))
+            )  # fmt: skip
+    return Table("Zoo", columns, tuple(cells))
+
+
+def summary_of(rows: list[dict[str, Any]]) -> list[str]:
+    """Shares over all models and recipes."""
+    found = [row.get(recipe, row) for row in rows for recipe in RECIPES]
+    converted = [f for f in found if "convert_s" in f]
+    agreeing = [f for f in converted if f.get("difference", 1.0) <= CLOSE]
+    quick = [r for r in rows for f in (r.get(recipe, {}) for recipe in RECIPES)
+             if "convert_s" in f and f["convert_s"] <= 3 * r["build_s"] + r["forward_s"]]  # fmt: skip
+    return [
+        f"{len(rows)} models with {len(RECIPES)} recipes each.",
+        f"{len(converted) / len(found):.1%} convert, {sum('failure' in f for f in found)} end in an error.",
+        f"{len(agreeing) / len(found):.1%} export and agree with the student to {CLOSE:g}.",
+        f"{len(quick) / len(found):.1%} convert within three times the construction plus one forward pass.",
+        f"Rungs: {dict(Counter(f['rung'] for f in converted))}.",
+    ]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, default=Path("zoo"), help="folder for the lines")
+    parser.add_argument("--only", default="*", help="shell pattern of names, for example 'torchvision:res*'")
+    parser.add_argument("--preload", metavar="MODULE", help="imported first")
+    parser.add_argument("--table", action="store_true", help="print the lines so far")
+    parser.add_argument("--one", metavar="NAME", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if given.preload:
+        importlib.import_module(given.preload)
+    if given.one:
+        print(json.dumps(try_model(given.one)))
+        return
+    given.out.mkdir(parents=True, exist_ok=True)
+    if not given.table:
+        families = timm_families(given.out / "families.json")
+        names = [*torchvision_names(), *(f"timm:{model}" for model in families.values())]
+        run_all([name for name in names if fnmatch.fnmatch(name, given.only)], given.out, given.preload)
+    rows = rows_of(given.out / "zoo.jsonl")
+    print(table_of(rows).markdown(), *summary_of(rows), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
