@@ -45,6 +45,7 @@ class _Shapes(Interpreter):
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
         n.meta["shape"] = tuple(value.shape) if isinstance(value, Tensor) else None
+        n.meta["dtype"] = value.dtype if isinstance(value, Tensor) else None
         return value
 
 

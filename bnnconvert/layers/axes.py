@@ -3,11 +3,15 @@
 sequence  (N, C, L)     <-> (N, C, L, 1)
 tokens    (N, T, C)     <-> (N, C, T, 1)
 grid      (N, H, W, C)  <-> (N, C, H, W)
+volume    (N, C, D, H, W) -> (N D', C k, H, W), what each of D' windows of k frames sees, and back from (N D', O, H, W)
+phases    (N, O s s, H, W) -> (N, O, s H, s W), one convolution for each phase of a transposed one
 """
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Kind = Literal["sequence", "tokens", "grid"]
 
@@ -43,3 +47,66 @@ class FromImage(View):
             return x.squeeze(3)
         y = x.permute(0, 2, 3, 1)
         return (y if self.kind == "grid" else y.squeeze(2)).contiguous()
+
+
+class Frames(nn.Module):
+    """Windows along depth, as images whose channels are the frames of one window; zeros beyond the ends.
+
+    Shapes: x (N, C, D, H, W), y (N D', C k, H, W), a channel's frames side by side.
+    """
+
+    def __init__(self, kernel: int, stride: int, padding: int, dilation: int) -> None:
+        super().__init__()
+        self.kernel, self.stride, self.padding, self.dilation = kernel, stride, padding, dilation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """All windows of all samples."""
+        if self.padding:
+            x = F.pad(x, (0, 0, 0, 0, self.padding, self.padding))
+        positions = (x.shape[2] - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
+        starts = (self.dilation * tap for tap in range(self.kernel))
+        taps = [x[:, :, a : a + self.stride * (positions - 1) + 1 : self.stride] for a in starts]
+        return torch.stack(taps, 2).permute(0, 3, 1, 2, 4, 5).flatten(2, 3).flatten(0, 1)
+
+    def extra_repr(self) -> str:
+        """The window."""
+        return f"kernel={self.kernel}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}"
+
+
+class FromFrames(nn.Module):
+    """Images as volumes of so many frames again. Shapes: x (N D, O, H, W), y (N, O, D, H, W)."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.depth = depth
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Depth behind the channels."""
+        return x.reshape(-1, self.depth, *x.shape[1:]).transpose(1, 2)
+
+    def extra_repr(self) -> str:
+        """Frames."""
+        return f"{self.depth}"
+
+
+class Interleave(nn.Module):
+    """The phases of a transposed convolution in their places, and its padding cut off.
+
+    Shapes: x (N, O sh sw, H, W), y (N, O, height, width).
+    """
+
+    def __init__(self, stride: tuple[int, int], start: tuple[int, int], size: tuple[int, int]) -> None:
+        super().__init__()
+        self.stride, self.start, self.size = stride, start, size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Every phase at its offset."""
+        (n, _, height, width), (high, wide) = x.shape, self.stride
+        y = x.reshape(n, -1, high, wide, height, width).permute(0, 1, 4, 2, 5, 3)
+        y = y.reshape(n, -1, height * high, width * wide)
+        (top, left), (rows, columns) = self.start, self.size
+        return y[:, :, top : top + rows, left : left + columns]
+
+    def extra_repr(self) -> str:
+        """Stride and place."""
+        return f"stride={self.stride}, start={self.start}, size={self.size}"

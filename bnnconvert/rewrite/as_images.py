@@ -2,13 +2,16 @@
 
 conv1d    (N, C, L) * w (O, C, k)              = conv2d on (N, C, L, 1) with w (O, C, k, 1)
 linear    (N, T, C) or (N, H, W, C), w (O, C)  = conv2d on (N, C, T, 1) or (N, C, H, W) with w (O, C, 1, 1)
+conv3d    (N, C, D, H, W) * w (O, C, k, h, w)  = conv2d on what each of D' windows sees (N D', C k, H, W)
+transposed  stride s, kernel k = s K             = conv2d with kernel K for each of s s phases, then interleaved
 
 Through what works element by element or along the same axes, a view moves up and a view back moves down, until the two
 meet and both go.
 """
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from dataclasses import replace as changed
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 from torch.fx import GraphModule, Node
@@ -25,7 +28,7 @@ from bnnconvert.graph import (
     set_module,
     shape_of,
 )
-from bnnconvert.layers.axes import FromImage, Kind, ToImage, View
+from bnnconvert.layers.axes import Frames, FromFrames, FromImage, Interleave, Kind, ToImage, View
 from bnnconvert.rewrite.base import EXACT, Promise, Refusal, Rewrite, Site
 from bnnconvert.values.plan import Plan
 
@@ -36,6 +39,8 @@ _ELEMENTWISE |= {nn.Sigmoid, nn.Tanh, nn.Identity, nn.Dropout}
 """What may run before a view as well as behind it."""
 _ALONG = (nn.BatchNorm1d, nn.MaxPool1d, nn.AvgPool1d)
 """What has a form of its own on images, for sequences."""
+_RESHAPED = ("conv3d", "conv_transpose2d")
+"""Kinds of layers whose weights have another shape afterwards."""
 
 
 class AsImages(Rewrite):
@@ -56,6 +61,16 @@ class AsImages(Rewrite):
         if not binary:
             yield from _views(graph)
 
+    def replan(self, graph: GraphModule, plan: Plan) -> Plan:
+        layers = []
+        for layer in plan.layers:
+            made = graph.get_submodule(layer.facts.path) if layer.facts.kind in _RESHAPED else None
+            if isinstance(made, nn.Conv2d):
+                facts = changed(layer.facts, weight_shape=tuple(made.weight.shape))
+                layer = changed(layer, student=facts)
+            layers.append(layer)
+        return changed(plan, layers=tuple(layers))
+
     def apply(self, graph: GraphModule, site: Site) -> None:
         node = site.node
         if site.layer is not None:
@@ -72,11 +87,13 @@ class AsImages(Rewrite):
                 graph.graph.erase_node(back)
 
 
-def kind_of(graph: GraphModule, node: Node) -> Kind | None:
+def kind_of(graph: GraphModule, node: Node) -> Kind | Literal["volume", "phases"] | None:
     """What a layer's input is, if the layer is one that has a form on images; None for any other."""
     module, shape = module_of(graph, node), shape_of(node.all_input_nodes[0]) if node.all_input_nodes else None
     if isinstance(module, nn.Conv1d):
         return "sequence"
+    if isinstance(module, nn.Conv3d | nn.ConvTranspose2d):
+        return "volume" if isinstance(module, nn.Conv3d) else "phases"
     return TOKENS.get(len(shape)) if isinstance(module, nn.Linear) and shape is not None else None
 
 
@@ -84,11 +101,66 @@ def _wrap(graph: GraphModule, node: Node) -> None:
     """A convolution in the layer's place, between a view as an image and one back."""
     kind, path, module = kind_of(graph, node), str(node.target), module_of(graph, node)
     assert kind is not None
+    if isinstance(module, nn.Conv3d):
+        _wrap_volume(graph, node, module)
+        return
+    if isinstance(module, nn.ConvTranspose2d):
+        _wrap_transposed(graph, node, module)
+        return
+    assert kind != "volume"
+    assert kind != "phases"
     image = insert_after(graph, input_of(node), f"{path}_image", ToImage(kind), users=[node])
     assert isinstance(module, nn.Conv1d | nn.Linear)
     set_module(graph, path, _convolution(module))
     insert_after(graph, node, f"{path}_back", FromImage(kind))
     image.meta["shape"] = node.meta["shape"] = None  # until the runner has looked at them
+
+
+def _wrap_volume(graph: GraphModule, node: Node, module: nn.Conv3d) -> None:
+    path, shape = str(node.target), shape_of(node)
+    assert shape is not None
+    assert not isinstance(module.padding, str), "the planner keeps convolutions with named padding float"
+    depth = {name: getattr(module, name)[0] for name in ("stride", "padding", "dilation")}
+    taps = module.kernel_size[0]
+    windows = insert_after(graph, input_of(node), f"{path}_frames", Frames(taps, **depth), users=[node])
+    flat: Any = {name: getattr(module, name)[1:] for name in ("kernel_size", "stride", "padding", "dilation")}
+    sizes = module.in_channels * taps, module.out_channels
+    made = nn.Conv2d(*sizes, **flat, groups=module.groups, bias=module.bias is not None, device="meta")
+    made.weight = nn.Parameter(module.weight.detach().flatten(1, 2))
+    made.bias = module.bias
+    set_module(graph, path, made.train(module.training))
+    insert_after(graph, node, f"{path}_volume", FromFrames(shape[2]))
+    windows.meta["shape"] = node.meta["shape"] = None
+
+
+def _wrap_transposed(graph: GraphModule, node: Node, module: nn.ConvTranspose2d) -> None:
+    """full[s q + a] = sum_j x[q - j] w[a + s j]: for each phase a one convolution, its taps in turned order."""
+    path, shape = str(node.target), shape_of(node)
+    assert shape is not None
+    (high, wide), (rows, columns) = module.stride, module.kernel_size
+    kernel = rows // high, columns // wide
+    weight = module.weight.detach()
+    inputs, outputs = weight.shape[:2]
+    taps = weight.reshape(inputs, outputs, kernel[0], high, kernel[1], wide).flip(2, 4)
+    made = nn.Conv2d(
+        inputs,
+        outputs * high * wide,
+        kernel,
+        padding=(kernel[0] - 1, kernel[1] - 1),
+        bias=module.bias is not None,
+        device="meta",
+    )
+    made.weight = nn.Parameter(taps.permute(1, 3, 5, 0, 2, 4).reshape(made.weight.shape).contiguous())
+    if module.bias is not None:
+        made.bias = nn.Parameter(module.bias.detach().repeat_interleave(high * wide))
+    set_module(graph, path, made.train(module.training))
+    size = (shape[2], shape[3])
+    insert_after(graph, node, f"{path}_phases", Interleave((high, wide), _both(module.padding), size))
+    node.meta["shape"] = None
+
+
+def _both(value: Any) -> tuple[int, int]:
+    return (value[0], value[1]) if isinstance(value, tuple) else (value, value)
 
 
 def _convolution(module: nn.Conv1d | nn.Linear) -> nn.Conv2d:

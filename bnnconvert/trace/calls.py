@@ -32,6 +32,13 @@ def argument_names(module: nn.Module, count: int) -> list[str]:
     return [known[n] if n < len(known) else f"x{n}" for n in range(count)]
 
 
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module is a step of its own: those of torch that are not made of others."""
+    is_torch_s = type(module).__module__.startswith(("torch.nn", "torch.ao.nn"))
+    made_of_others = isinstance(module, nn.Sequential) or type(module).__module__ == "torch.nn.modules.transformer"
+    return is_torch_s and not made_of_others
+
+
 def target_of(func: Callable[..., Any], name: str, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
     """What to call in the graph, as symbolic tracing would have it: a method by name, an operator, a function."""
     is_method = getattr(Tensor, name, None) is func or type(func).__name__ in (

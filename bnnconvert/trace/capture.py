@@ -20,7 +20,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from bnnconvert.trace.calls import FACTS, VALUES, CaptureError, argument_names, map_leaves, target_of
+from bnnconvert.trace.calls import FACTS, VALUES, CaptureError, argument_names, is_leaf, map_leaves, target_of
 from bnnconvert.trace.sizes import Sizes
 
 
@@ -240,7 +240,7 @@ class _Capture(TorchFunctionMode):
         try:
             if path in self._opaque:
                 result = self._hidden(path, args, kwargs)
-            elif not _is_leaf(module):
+            elif not is_leaf(module):
                 result = ordinary(module, *args, **kwargs)
             else:
                 result = self._leaf(ordinary, module, path, args, kwargs)
@@ -285,11 +285,6 @@ class _Capture(TorchFunctionMode):
     def _is_fixed(self) -> bool:
         """Whether something has asked for the number of samples itself."""
         return isinstance(self._samples, torch.SymInt) and self._samples.node.maybe_as_int() is not None
-
-
-def _is_leaf(module: nn.Module) -> bool:
-    """The same as in symbolic tracing."""
-    return type(module).__module__.startswith(("torch.nn", "torch.ao.nn")) and not isinstance(module, nn.Sequential)
 
 
 @contextmanager

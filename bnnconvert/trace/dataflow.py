@@ -2,14 +2,22 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 from torch.fx import GraphModule, Node
 
 from bnnconvert.graph import WEIGHT_LAYERS, calls_of, is_add, module_of, shape_of
+from bnnconvert.trace.attention import why_whole
 from bnnconvert.values.plan import LayerFacts
 
-KINDS: dict[type[nn.Module], str] = {nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Linear: "linear"}
+KINDS: dict[type[nn.Module], str] = {
+    nn.Conv1d: "conv1d",
+    nn.Conv2d: "conv2d",
+    nn.Conv3d: "conv3d",
+    nn.ConvTranspose2d: "conv_transpose2d",
+    nn.Linear: "linear",
+}
 
 
 def layer_facts(graph: GraphModule) -> tuple[LayerFacts, ...]:
@@ -94,6 +102,8 @@ def _facts(graph: GraphModule, node: Node, *, is_first: bool, is_last: bool, is_
 
 def _obstacle(graph: GraphModule, node: Node, module: nn.Module) -> str | None:
     """Why the layer cannot be binary, whatever the recipe says."""
+    if isinstance(module, nn.MultiheadAttention):
+        return f"its projections cannot be taken apart, as {why_whole(graph, node, module)}"
     if type(module) not in KINDS:
         return f"there is no binary {type(module).__name__}"
     calls = len(calls_of(graph, str(node.target)))
@@ -101,7 +111,9 @@ def _obstacle(graph: GraphModule, node: Node, module: nn.Module) -> str | None:
         return f"the module is called {calls} times, and each call would need its own binarizer"
     if "weight" not in dict(module.named_parameters(recurse=False)):
         return "its weight is computed, not a plain parameter"
-    if isinstance(module, nn.Conv1d | nn.Conv2d) and (
+    if isinstance(module, nn.ConvTranspose2d):
+        return _no_phases(module)
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and (
         isinstance(module.padding, str) or module.padding_mode != "zeros"
     ):
         how = module.padding if isinstance(module.padding, str) else module.padding_mode
@@ -109,6 +121,19 @@ def _obstacle(graph: GraphModule, node: Node, module: nn.Module) -> str | None:
     shape = shape_of(node.all_input_nodes[0])
     if isinstance(module, nn.Linear) and (shape is None or not 2 <= len(shape) <= 4):
         return f"its input has shape {shape}, not (batch, features) with up to two axes of space between"
+    return None
+
+
+def _no_phases(module: nn.ConvTranspose2d) -> str | None:
+    """Why a transposed convolution is no set of convolutions, one for each phase of its stride."""
+    sizes = list(zip(module.kernel_size, module.stride, strict=True))
+    if any(kernel % stride for kernel, stride in sizes):
+        return f"its kernel {module.kernel_size} is no multiple of its stride {module.stride}"
+    if module.groups != 1 or set(module.dilation) != {1}:
+        return f"it has {module.groups} groups and dilation {module.dilation}"
+    padding: Any = module.padding
+    if any(more > cut for more, cut in zip(module.output_padding, padding, strict=True)):
+        return f"its output is padded by {module.output_padding}, beyond what it computes"
     return None
 
 
@@ -139,7 +164,7 @@ def _shortcuts(graph: GraphModule, above: dict[Node, frozenset[Node]]) -> set[No
 
 def _is_pointwise(graph: GraphModule, node: Node) -> bool:
     module = module_of(graph, node)
-    return isinstance(module, nn.Conv1d | nn.Conv2d) and set(module.kernel_size) == {1}
+    return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and set(module.kernel_size) == {1}
 
 
 def _all_pointwise(graph: GraphModule, nodes: frozenset[Node] | set[Node]) -> bool:

@@ -11,6 +11,8 @@ first rung), `opaque` (modules that are called as they are, and why), `inner` (t
 `leaves` (what the user wanted left whole).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,8 +21,9 @@ from torch.fx import Graph, GraphModule, Proxy, Tracer
 
 from bnnconvert.errors import BnnError, UsageError, VerificationError, first_line
 from bnnconvert.shapes import propagate_shapes
+from bnnconvert.trace.attention import expand_attention
 from bnnconvert.trace.blame import blame
-from bnnconvert.trace.calls import CaptureError, argument_names
+from bnnconvert.trace.calls import CaptureError, argument_names, is_leaf
 from bnnconvert.trace.canonical import canonicalise
 from bnnconvert.trace.compare import require_same
 from bnnconvert.trace.inside import put_graphs_inside
@@ -41,13 +44,25 @@ def trace(module: nn.Module, example_inputs: tuple[Tensor, ...], steering: Steer
     _check_steering(module, steering)
     module.eval()
     expected = run_example(module, example_inputs, steering.concrete)
+    with _step_by_step():
+        try:
+            return follow(module, example_inputs, expected, steering)
+        except CaptureError as error:
+            why = blame(error.cause)
+        except VerificationError:
+            why = "its graph gives other values"
+        return _whole(module, example_inputs, expected, steering, why)
+
+
+@contextmanager
+def _step_by_step() -> Iterator[None]:
+    """Torch's transformer layers as steps, without the one fused call that stands for them in evaluation."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        return follow(module, example_inputs, expected, steering)
-    except CaptureError as error:
-        why = blame(error.cause)
-    except VerificationError:
-        why = "its graph gives other values"
-    return _whole(module, example_inputs, expected, steering, why)
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def follow(module: nn.Module, inputs: tuple[Tensor, ...], expected: object, steering: Steering) -> GraphModule:
@@ -106,7 +121,7 @@ class _Tracer(Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether to call a module as it is."""
-        return module_qualified_name in self._steering.leaves or super().is_leaf_module(m, module_qualified_name)
+        return module_qualified_name in self._steering.leaves or is_leaf(m)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """The model's forward with everything settled but its inputs."""
@@ -164,6 +179,8 @@ def _finished(graph: GraphModule, inputs: tuple[Tensor, ...], expected: object, 
     graph.meta["leaves"] = steering.leaves
     canonicalise(graph)
     propagate_shapes(graph, *inputs)
+    if expand_attention(graph):
+        propagate_shapes(graph, *inputs)
     with torch.no_grad():
         require_same(expected, graph(*inputs))
     if graph.meta.get("opaque"):

@@ -33,7 +33,10 @@ class LayerFacts:
     @property
     def macs(self) -> int:
         """Multiply-adds for one sample."""
-        positions = self.output_shape[1:-1] if self.kind == "linear" else self.output_shape[2:]
+        if self.kind == "conv_transpose2d":
+            positions = self.input_shape[2:]
+        else:
+            positions = self.output_shape[1:-1] if self.kind == "linear" else self.output_shape[2:]
         return math.prod(self.weight_shape) * math.prod(positions)
 
     @property

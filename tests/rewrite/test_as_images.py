@@ -121,3 +121,60 @@ def test_a_shared_batch_norm_stays_as_it_is() -> None:
     kinds = {p.facts.path: p.facts.kind for p in student.plan.layers}
     assert kinds == {"stem": "conv1d", "one": "conv1d", "two": "conv1d", "head": "linear"}
     assert views(student.model) == ["ToImage", "FromImage"] * 2
+
+
+VOLUMES = {
+    "plain": {"kernel_size": 3, "padding": 1},
+    "strided": {"kernel_size": (3, 3, 1), "stride": (2, 1, 1), "padding": (1, 1, 0)},
+    "dilated": {"kernel_size": (2, 3, 3), "dilation": (2, 1, 1), "padding": (2, 1, 1)},
+    "frames alone": {"kernel_size": (3, 1, 1), "padding": (1, 0, 0), "bias": False},
+    "grouped": {"kernel_size": 3, "padding": 1, "groups": 2},
+}
+TRANSPOSED = {
+    "kernel as stride": {"kernel_size": 2, "stride": 2},
+    "padded": {"kernel_size": 4, "stride": 2, "padding": 1},
+    "output padded": {"kernel_size": 4, "stride": 2, "padding": 1, "output_padding": 1},
+    "wide": {"kernel_size": (3, 6), "stride": (1, 3), "padding": (1, 2), "bias": False},
+}
+LAYERS = [nn.Conv3d(4, 6, **settings) for settings in VOLUMES.values()]
+LAYERS += [nn.ConvTranspose2d(4, 6, **settings) for settings in TRANSPOSED.values()]
+
+
+@pytest.mark.parametrize("recipe", ["bwn", "xnor", "dorefa"])
+@pytest.mark.parametrize("layer", LAYERS, ids=[*VOLUMES, *TRANSPOSED])
+def test_volumes_and_transposed_convolutions_are_convolutions_over_images(
+    layer: nn.Module, recipe: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    is_volume = isinstance(layer, nn.Conv3d)
+    kind, norm = (nn.Conv3d, nn.BatchNorm3d) if is_volume else (nn.Conv2d, nn.BatchNorm2d)
+    net = nn.Sequential(kind(2, 4, 1), norm(4), nn.ReLU(), layer, norm(6), nn.ReLU(), kind(6, 3, 1)).eval()
+    x = torch.randn(2, 2, 5, 6, 7) if is_volume else torch.randn(2, 2, 6, 7)
+    student = bnnconvert.convert(net, recipe=recipe, example_inputs=(x,))  # the runner compares the functions
+    assert {p.facts.path: p.decision for p in student.plan.layers if p.decision != "float"}.keys() == {"3"}
+    found = student.plan.layer("3")
+    assert found is not None
+    assert found.now.macs == _products(layer, x)
+    student.model.train()(x).square().sum().backward()
+    assert bool(student.model.get_submodule("3").weight.grad.abs().sum() > 0)
+    student.model.eval()
+    bnnconvert.export(student, tmp_path / "net.packed.safetensors")
+    actual = torch.from_numpy(bnnconvert.Session(tmp_path / "net.packed.safetensors").run(x.numpy()))
+    torch.testing.assert_close(actual, student.model(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+def _products(layer: nn.Module, x: Tensor) -> int:
+    """Products of a layer on an input of these positions, counted by ones."""
+    assert isinstance(layer, nn.Conv3d | nn.ConvTranspose2d)
+    if isinstance(layer, nn.ConvTranspose2d):
+        return layer.weight.numel() * x.shape[2:].numel()
+    with torch.no_grad():
+        return layer.weight.numel() * layer(torch.zeros(1, 4, *x.shape[2:])).shape[2:].numel()
+
+
+def test_transposed_convolutions_without_whole_phases_are_refused_by_their_sizes() -> None:
+    net = nn.Sequential(nn.Conv2d(2, 4, 1), nn.ConvTranspose2d(4, 4, 3, 2), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 2, 1))
+    plan = bnnconvert.convert(net, recipe="bwn", input_shape=(1, 2, 6, 6)).plan
+    layer = plan.layer("1")
+    assert layer is not None
+    assert layer.reason == "its kernel (3, 3) is no multiple of its stride (2, 2)"
