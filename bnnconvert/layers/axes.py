@@ -3,6 +3,7 @@
 sequence  (N, C, L)     <-> (N, C, L, 1)
 tokens    (N, T, C)     <-> (N, C, T, 1)
 grid      (N, H, W, C)  <-> (N, C, H, W)
+block     (N, D, H, W, C) <-> (N, C, D, H W)
 volume    (N, C, D, H, W) -> (N D', C k, H, W), what each of D' windows of k frames sees, and back from (N D', O, H, W)
 phases    (N, O s s, H, W) -> (N, O, s H, s W), one convolution for each phase of a transposed one
 """
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Kind = Literal["sequence", "tokens", "grid"]
+Kind = Literal["sequence", "tokens", "grid", "block"]
 
 
 class View(nn.Module):
@@ -33,20 +34,31 @@ class ToImage(View):
 
     def forward(self, x: Tensor) -> Tensor:
         """Channels second, four axes."""
-        if self.kind == "grid":
+        if self.kind == "block":
+            x = x.flatten(2, 3)
+        if self.kind in ("grid", "block"):
             return x.permute(0, 3, 1, 2)
         return (x if self.kind == "sequence" else x.permute(0, 2, 1)).unsqueeze(3)
 
 
 class FromImage(View):
-    """View of an image as what it was. Shapes: x (N, C, H, W), y of the kind."""
+    """View of an image as what it was; of a block, the last two of its sizes are known here.
+
+    Shapes: x (N, C, H, W), y of the kind.
+    """
+
+    def __init__(self, kind: Kind, sizes: tuple[int, ...] = ()) -> None:
+        super().__init__(kind)
+        self.sizes = sizes
 
     def forward(self, x: Tensor) -> Tensor:
         """The kind's axes, laid out as a linear layer's output is: the model may call `view` on it."""
         if self.kind == "sequence":
             return x.squeeze(3)
         y = x.permute(0, 2, 3, 1)
-        return (y if self.kind == "grid" else y.squeeze(2)).contiguous()
+        if self.kind == "block":
+            y = y.reshape(*y.shape[:2], *self.sizes, y.shape[3])
+        return (y.squeeze(2) if self.kind == "tokens" else y).contiguous()
 
 
 class Frames(nn.Module):

@@ -32,7 +32,7 @@ from bnnconvert.layers.axes import Frames, FromFrames, FromImage, Interleave, Ki
 from bnnconvert.rewrite.base import EXACT, Promise, Refusal, Rewrite, Site
 from bnnconvert.values.plan import Plan
 
-TOKENS: dict[int, Kind] = {3: "tokens", 4: "grid"}
+TOKENS: dict[int, Kind] = {3: "tokens", 4: "grid", 5: "block"}
 """What a linear layer's input is, by its rank."""
 _ELEMENTWISE = {nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish}
 _ELEMENTWISE |= {nn.Sigmoid, nn.Tanh, nn.Identity, nn.Dropout}
@@ -109,10 +109,11 @@ def _wrap(graph: GraphModule, node: Node) -> None:
         return
     assert kind != "volume"
     assert kind != "phases"
+    before = shape_of(input_of(node)) or ()
     image = insert_after(graph, input_of(node), f"{path}_image", ToImage(kind), users=[node])
     assert isinstance(module, nn.Conv1d | nn.Linear)
     set_module(graph, path, _convolution(module))
-    insert_after(graph, node, f"{path}_back", FromImage(kind))
+    insert_after(graph, node, f"{path}_back", FromImage(kind, before[2:4] if kind == "block" else ()))
     image.meta["shape"] = node.meta["shape"] = None  # until the runner has looked at them
 
 
@@ -285,6 +286,6 @@ def _move_down(graph: GraphModule, node: Node, others: tuple[Node, ...]) -> None
     for back in views:
         user.replace_input_with(back, input_of(back))
     path = free_path(graph, f"{user.target if user.op == 'call_module' else node.target}_back")
-    insert_after(graph, user, path, FromImage(view.kind))
+    insert_after(graph, user, path, FromImage(view.kind, view.sizes))
     for back in views:
         graph.graph.erase_node(back)

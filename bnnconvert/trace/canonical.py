@@ -15,12 +15,14 @@ from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
 from bnnconvert.graph import calls_of, free_path, module_of, set_module, stored
+from bnnconvert.trace.weights import give_weights_layers
 
 Build = Callable[..., nn.Module | None]
 
 
-def canonicalise(graph: GraphModule) -> None:
-    """Bring a freshly traced graph into canonical form, in place. EXACT."""
+def canonicalise(graph: GraphModule) -> tuple[str, ...]:
+    """Bring a freshly traced graph into canonical form, in place; paths of layers whose weight was computed. EXACT."""
+    computed = give_weights_layers(graph)
     for node in list(graph.graph.nodes):
         _functional_to_module(graph, node)
         _plain_add(node)
@@ -30,6 +32,7 @@ def canonicalise(graph: GraphModule) -> None:
     graph.graph.lint()
     graph.delete_all_unused_submodules()
     graph.recompile()
+    return computed
 
 
 def _max_pool(kind: type[nn.MaxPool1d | nn.MaxPool2d]) -> Build:

@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
@@ -82,7 +83,8 @@ class _Capture(TorchFunctionMode):
         names = argument_names(self._root, len(inputs))
         fakes = [self._input(name, x) for name, x in zip(names, inputs, strict=True)]
         try:
-            with torch.no_grad(), _unchanged(self._root), self._calls(), self._fake, self:
+            # The dispatcher in Python knows how each step goes with sizes that are symbols.
+            with torch.no_grad(), _unchanged(self._root), self._calls(), enable_python_dispatcher(), self._fake, self:
                 result = self._root(*fakes, **concrete)
             self._graph.output(self._arguments(result))
         except Exception as error:  # the user's code may raise anything

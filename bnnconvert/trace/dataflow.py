@@ -9,6 +9,7 @@ from torch.fx import GraphModule, Node
 
 from bnnconvert.graph import WEIGHT_LAYERS, calls_of, is_add, module_of, shape_of
 from bnnconvert.trace.attention import why_whole
+from bnnconvert.trace.weights import is_weighted_call
 from bnnconvert.values.plan import LayerFacts
 
 KINDS: dict[type[nn.Module], str] = {
@@ -33,7 +34,9 @@ def layer_facts(graph: GraphModule) -> tuple[LayerFacts, ...]:
     facts: list[LayerFacts] = []
     for node in nodes:
         module = module_of(graph, node)
-        assert module is not None
+        if module is None:
+            facts.append(_of_a_call(node, is_first=not above[node], is_last=node not in below))
+            continue
         if module in seen:
             continue
         seen.add(module)
@@ -48,7 +51,9 @@ def layer_facts(graph: GraphModule) -> tuple[LayerFacts, ...]:
 def _has_weights(graph: GraphModule, node: Node) -> bool:
     """Whether a node calls a weight layer, or a module that is called as it is and has some inside."""
     module = module_of(graph, node)
-    return module is not None and any(isinstance(m, WEIGHT_LAYERS) for m in module.modules())
+    if module is None:
+        return is_weighted_call(node)
+    return any(isinstance(m, WEIGHT_LAYERS) for m in module.modules())
 
 
 def _inside(graph: GraphModule, path: str, reason: str, *, is_first: bool, is_last: bool) -> Iterator[LayerFacts]:
@@ -78,6 +83,23 @@ def _inside(graph: GraphModule, path: str, reason: str, *, is_first: bool, is_la
                 parameters=sum(p.numel() for p in module.parameters()),
                 obstacle=f"it is inside {path!r}, which is called as it is: {reason}",
             )
+
+
+def _of_a_call(node: Node, *, is_first: bool, is_last: bool) -> LayerFacts:
+    """Facts about a convolution or product with a weight that is made anew for each input."""
+    scope = next(reversed(node.meta.get("nn_module_stack") or {"": None}), "")
+    x, weight = node.all_input_nodes[:2]
+    return LayerFacts(
+        path=f"{scope}.{node.name}" if scope else node.name,
+        kind=str(getattr(node.target, "__name__", node.target)),
+        input_shape=shape_of(x) or (),
+        output_shape=shape_of(node) or (),
+        weight_shape=shape_of(weight) or (),
+        parameters=0,
+        is_first=is_first,
+        is_last=is_last,
+        obstacle="its weight depends on the input",
+    )
 
 
 def _facts(graph: GraphModule, node: Node, *, is_first: bool, is_last: bool, is_shortcut: bool) -> LayerFacts:
@@ -119,8 +141,8 @@ def _obstacle(graph: GraphModule, node: Node, module: nn.Module) -> str | None:
         how = module.padding if isinstance(module.padding, str) else module.padding_mode
         return f"its padding is {how!r}, not a number of zeros"
     shape = shape_of(node.all_input_nodes[0])
-    if isinstance(module, nn.Linear) and (shape is None or not 2 <= len(shape) <= 4):
-        return f"its input has shape {shape}, not (batch, features) with up to two axes of space between"
+    if isinstance(module, nn.Linear) and (shape is None or not 2 <= len(shape) <= 5):
+        return f"its input has shape {shape}, not (batch, features) with up to three axes between"
     return None
 
 

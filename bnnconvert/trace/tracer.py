@@ -177,7 +177,11 @@ def _whole(
 def _finished(graph: GraphModule, inputs: tuple[Tensor, ...], expected: object, steering: Steering) -> GraphModule:
     """The canonical graph with shapes, which gives what the module gives; with graphs inside what is opaque."""
     graph.meta["leaves"] = steering.leaves
-    canonicalise(graph)
+    computed = canonicalise(graph)
+    if computed:
+        listed = ", ".join(computed[:3]) + (f" and {len(computed) - 3} more" if len(computed) > 3 else "")
+        note = f"The model computes the weight of {listed} from parameters alone: a plain parameter of that value now."
+        graph.meta["notes"] = (*graph.meta.get("notes", ()), note)
     propagate_shapes(graph, *inputs)
     if expand_attention(graph):
         propagate_shapes(graph, *inputs)
@@ -185,7 +189,7 @@ def _finished(graph: GraphModule, inputs: tuple[Tensor, ...], expected: object, 
         require_same(expected, graph(*inputs))
     if graph.meta.get("opaque"):
         graph.meta["inner"] = put_graphs_inside(graph, inputs, _follow_inner)
-        graph.meta["notes"] += tuple(
+        graph.meta["notes"] = graph.meta.get("notes", ()) + tuple(
             f"{path!r} is called as it is, and its code keeps the student from being exported: {reason}."
             for path, reason in graph.meta["opaque"].items()
         )

@@ -22,7 +22,8 @@ class Net(nn.Module):
             options |= {"kdim": 6, "vdim": 6}
         self.attention = nn.MultiheadAttention(8, 2, **options)
         self.register_buffer("mask", torch.ones(5, 5).triu(1).bool())
-        nn.init.normal_(self.attention.out_proj.bias)
+        if self.attention.out_proj.bias is not None:
+            nn.init.normal_(self.attention.out_proj.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.embed(x)
