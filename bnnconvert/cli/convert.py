@@ -44,7 +44,8 @@ def convert(
         Path | None,
         typer.Option(metavar="RUN", help="Run directory to write; default: NAME.bnn in the current folder."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write no run.")] = False,
+    html: options.Html = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a run that has been fine-tuned already.")] = False,
     leaf: options.Leaf = None,
     concrete: options.Concrete = None,
@@ -81,6 +82,11 @@ def convert(
             student, fitted = pipeline.convert_within(limit, model_file, recipe, measured=count, progress=bar, **given)
     for sentence in student.notes:
         render.note(sentence)
+    if html is not None:
+        from bnnconvert.report.page import write_page
+
+        write_page(pipeline.page_of_student(student), html)
+        render.note(f"Page: {html}")
     if as_json:
         run = None if student.run is None else str(student.run.path)
         mixed = {} if fitted is None else {"budget": fitted.to_json()}
@@ -90,7 +96,7 @@ def convert(
         if fitted is not None:
             render.lines(budget_notes(fitted))
     if student.run is None:
-        render.note("Nothing was written (--dry-run).")
+        render.note("No run was written (--dry-run).")
         return
     render.note(f"Written: {student.run.path}")
     where = "" if out is None else f" {shlex.quote(str(out))}"
@@ -98,9 +104,9 @@ def convert(
 
 
 def _show(student: "Student", render: Any) -> None:
-    from bnnconvert.report.plan import plan_notes, plan_table, rewrites_table
+    from bnnconvert.report.plan import plan_notes, plan_table, plan_tree, rewrites_table
 
-    render.table(plan_table(student.plan))
+    render.table(plan_tree(student.plan) if student.run is None else plan_table(student.plan))
     render.table(rewrites_table(student.plan))
     render.lines(plan_notes(student.plan))
     for sentence in student.plan.warnings:

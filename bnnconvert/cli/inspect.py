@@ -1,6 +1,6 @@
 """`bnnconvert inspect`: what a model, a run or an artifact consists of."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,6 +11,7 @@ def inspect(
     target: Annotated[str, typer.Argument(metavar="MODEL|RUN|ARTIFACT", help="What to look into.")],
     model: options.Factory = None,
     input_shape: options.InputShape = None,
+    html: options.Html = None,
     leaf: options.Leaf = None,
     concrete: options.Concrete = None,
     trust_pickle: options.TrustPickle = False,
@@ -21,7 +22,13 @@ def inspect(
     from bnnconvert import pipeline
     from bnnconvert.cli import render
 
-    found = pipeline.inspect(target, model=model, trust_pickle=trust_pickle, input_shape=shape, steering=steering)
+    given: dict[str, Any] = {"model": model, "trust_pickle": trust_pickle, "input_shape": shape, "steering": steering}
+    if html is not None:
+        from bnnconvert.report.page import write_page
+
+        write_page(pipeline.page_of_target(target, **given), html)
+        render.note(f"Page: {html}")
+    found = pipeline.inspect(target, **given)
     if as_json:
         render.as_json(list(found.layers))
         return

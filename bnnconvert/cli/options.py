@@ -44,6 +44,10 @@ Concrete = Annotated[
         metavar="NAME=VALUE", help="Value of an argument of the model's forward, in JSON; may be given several times."
     ),
 ]
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Write a page with both graphs, the layers and the training."),
+]
 InputShape = Annotated[
     str | None, typer.Option(metavar="1,C,H,W", help="Input shape with one sample, for example 1,3,32,32.")
 ]

@@ -8,6 +8,7 @@ from bnnconvert.pipeline.evaluate import evaluate
 from bnnconvert.pipeline.export import export
 from bnnconvert.pipeline.finetune import finetune
 from bnnconvert.pipeline.inspect import inspect
+from bnnconvert.pipeline.page import page_of_student, page_of_target
 from bnnconvert.pipeline.sensitivity import sensitivity
 from bnnconvert.pipeline.student import Student
 from bnnconvert.pipeline.verify import verify
@@ -25,6 +26,8 @@ __all__ = [
     "finetune",
     "inspect",
     "open_run",
+    "page_of_student",
+    "page_of_target",
     "parse_budget",
     "sensitivity",
     "unpackable",

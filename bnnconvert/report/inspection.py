@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from bnnconvert.report.table import Column, Table, number
+from bnnconvert.report.table import Column, Table
+from bnnconvert.report.tree import layer_tree
 from bnnconvert.report.units import as_bytes, as_count, as_shape
 from bnnconvert.values.report import Inspection
 
 
 def inspection_table(found: Inspection) -> Table:
-    """One row per layer, or per node of an artifact's program."""
+    """The tree of layers, or one row per node of an artifact's program."""
     if found.kind == "artifact":
         nodes = (Column("node"), Column("operator"), Column("layer"), Column("output"), Column("runs in"))
         rows = tuple(
@@ -16,30 +17,7 @@ def inspection_table(found: Inspection) -> Table:
             for n in found.layers
         )
         return Table(f"Artifact {found.name}", nodes, rows)
-    decided = any("decision" in layer for layer in found.layers)
-    columns = (
-        Column("layer"),
-        Column("kind"),
-        Column("weight"),
-        *((Column("decision"),) if decided else ()),
-        number("float B"),
-        number("packed B" if decided else "as bits B"),
-        number("mult-adds"),
-    )
-    layers = tuple(_row(layer, decided=decided) for layer in found.layers)
-    return Table(f"{found.kind.capitalize()} {found.name}", columns, layers)
-
-
-def _row(layer: dict[str, Any], *, decided: bool) -> tuple[str, ...]:
-    return (
-        str(layer["name"]),
-        str(layer["kind"]),
-        as_shape(layer["weight_shape"]),
-        *((str(layer["decision"]),) if decided else ()),
-        f"{layer['float_bytes']:,}",
-        f"{layer['packed_bytes']:,}",
-        as_count(int(layer["macs"])),
-    )
+    return layer_tree(f"{found.kind.capitalize()} {found.name}", found.layers)
 
 
 def inspection_notes(found: Inspection) -> list[str]:

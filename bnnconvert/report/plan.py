@@ -1,6 +1,7 @@
 """What a recipe does to a model, as tables: its layers with their decisions, and its rewrites."""
 
 from bnnconvert.report.table import Column, Table, number
+from bnnconvert.report.tree import layer_tree
 from bnnconvert.report.units import as_bytes, as_count, as_ratio, as_shape
 from bnnconvert.values.plan import LayerPlan, Plan
 
@@ -42,6 +43,17 @@ def plan_table(plan: Plan) -> Table:
         as_count(totals["macs"]),
     )
     return Table(f"Plan: recipe {plan.recipe}, input {as_shape(plan.input_shape)}", columns, rows, total)
+
+
+def plan_tree(plan: Plan) -> Table:
+    """The same layers in the tree of modules, with sums for each module."""
+    layers = [
+        {"name": p.facts.path, "kind": p.facts.kind, "weight_shape": p.now.weight_shape, "reason": p.reason}
+        | {"output_shape": p.now.output_shape, "decision": _decision(p), "macs": p.now.macs}
+        | {"float_bytes": p.float_bytes, "packed_bytes": p.bytes}
+        for p in plan.layers
+    ]
+    return layer_tree(f"Plan: recipe {plan.recipe}, input {as_shape(plan.input_shape)}", layers)
 
 
 def _decision(layer: LayerPlan) -> str:

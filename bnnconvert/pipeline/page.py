@@ -1,0 +1,95 @@
+"""What a page about a model or a run shows: both graphs, the layers, the training."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from torch.fx import GraphModule, Node
+
+from bnnconvert.errors import UsageError
+from bnnconvert.exporters.draft import module_bytes
+from bnnconvert.graph import inner_graphs, module_of, shape_of
+from bnnconvert.load.task import load_task
+from bnnconvert.pipeline.convert import TRACED, input_shape_of, traced
+from bnnconvert.pipeline.student import Student, probe_input
+from bnnconvert.pipeline.targets import open_target
+from bnnconvert.report.units import as_bytes, as_count, as_shape
+from bnnconvert.runtime import Session
+from bnnconvert.shapes import propagate_shapes
+from bnnconvert.trace.dataflow import layer_facts
+from bnnconvert.values.page import Drawing, Page, Step
+from bnnconvert.values.steering import Steering
+
+
+def page_of_target(
+    target: str,
+    *,
+    model: str | None = None,
+    trust_pickle: bool = False,
+    input_shape: Sequence[int] | None = None,
+    steering: Steering | None = None,
+) -> Page:
+    """Page about a model or a run.
+
+    Raises: UsageError for an artifact, whose graph is no longer the user's.
+    """
+    opened = open_target(target, model=model, trust_pickle=trust_pickle)
+    if isinstance(opened, Session):
+        raise UsageError(f"{target}: --html shows models and runs; give the run that this file was exported from.")
+    if isinstance(opened, Student):
+        return page_of_student(opened)
+    shape, notes = input_shape_of(opened, input_shape, None)
+    graph = traced(opened, probe_input(shape, None), steering)
+    found = layer_facts(graph)
+    layers = tuple({"name": f.path} | asdict(f) | {"macs": f.macs, "float_bytes": f.float_bytes} for f in found)
+    totals = {"macs": sum(f["macs"] for f in layers), "model_bytes": module_bytes(opened)}
+    facts = (*notes, *graph.meta.get("notes", ()), f"Input {as_shape(shape)}; {as_bytes(totals['model_bytes'])}.")
+    return Page(target, facts, tuple(_drawings(graph, {})), (), layers, totals)
+
+
+def page_of_student(student: Student) -> Page:
+    """Page about a conversion: its graphs, its plan, and its training where there was one."""
+    plan = student.plan
+    decisions = {layer.facts.path: layer.decision for layer in plan.layers}
+    propagate_shapes(student.model, *(x[:TRACED] for x in probe_input(student.input_shape, None)))
+    data = plan.to_json()
+    facts = [*student.notes, f"Recipe {plan.recipe}, input {as_shape(student.input_shape)}."]
+    facts += [f"{r.name} ({r.promise}): {r.count} places" for r in plan.rewrites if r.count]
+    binary, macs = (as_count(data["totals"][key]) for key in ("binary_macs", "macs"))
+    facts.append(f"{binary} of {macs} multiply-adds are binary.")
+    name = "a model" if student.run is None else student.run.name
+    return Page(
+        f"{name} by {plan.recipe}",
+        tuple(facts),
+        tuple(_drawings(student.teacher, decisions)),
+        tuple(_drawings(student.model, decisions)),
+        tuple(data["layers"]),
+        data["totals"],
+        tuple(_history(student)),
+        load_task(student.task).metric if student.run is not None else "accuracy",
+    )
+
+
+def _history(student: Student) -> Iterator[dict[str, Any]]:
+    log = None if student.run is None else student.run.file("metrics.jsonl")
+    if log is not None and log.exists():
+        yield from (json.loads(line) for line in log.read_text("utf-8").splitlines())
+
+
+def _drawings(graph: GraphModule, decisions: Mapping[str, str], path: str = "") -> Iterator[Drawing]:
+    before = f"{path}." if path else ""
+    yield Drawing(path, tuple(_step(graph, node, before, decisions) for node in graph.graph.nodes))
+    for name, part in inner_graphs(graph):
+        yield from _drawings(part, decisions, before + name)
+
+
+def _step(graph: GraphModule, node: Node, before: str, decisions: Mapping[str, str]) -> Step:
+    module = module_of(graph, node)
+    scope = next(reversed(node.meta.get("nn_module_stack") or {"": None}), "")
+    path = before + (str(node.target) if module is not None else scope)
+    kinds = {"placeholder": "input", "output": "output", "get_attr": "parameter"}
+    kind = type(module).__name__ if module is not None else kinds.get(node.op)
+    decision = decisions.get(path) if module is not None else None
+    kind = kind or str(getattr(node.target, "__name__", node.target))
+    return Step(node.name, path, kind, shape_of(node), tuple(n.name for n in node.all_input_nodes), decision)
