@@ -113,6 +113,8 @@ def _convolution(module: Any, x: Shape) -> Shape | None:
     outputs, _, *kernel = module.weight.shape
     if isinstance(module.padding, str) or len(x) != 2 + len(kernel):
         return None
+    if isinstance(module, BinaryConv2d):
+        outputs *= module.weight_binarizer.copies
     return (x[0], outputs, *_windows(x[2:], kernel, module.stride, module.padding, module.dilation))
 
 

@@ -1,8 +1,8 @@
 """The operators that a program may call: name, arguments, types. A hand-written allow-list.
 
 A row reads `name type, name type?, ...`; `?` marks what may be None, and everything after `|` may be left out.
-Types: tensor, tensors, int, ints, number, operand (a tensor or number), float, bool, str,
-dtype, and the fixed arguments `false` and `zero`. A size (int, ints) may be a multiple of the batch.
+Types: tensor, tensors, slots (tensors, some of them None), int, ints, number, operand (a tensor or number), float,
+bool, str, dtype, and the fixed arguments `false` and `zero`. A size (int, ints) may be a multiple of the batch.
 The rows of `bnnconvert.*` are our own and FORMAT.md says what they compute. The rows of `aten.*` are operators of
 PyTorch under its own names; they act on each sample alone when the program's values have the batch on axis 0.
 """
@@ -46,6 +46,7 @@ _REDUCE = "self tensor, dim ints? | keepdim bool, dtype dtype?"
 _NORM = "weight tensor?, bias tensor?, eps float"
 _STATISTICS = "weight tensor?, bias tensor?, running_mean tensor?, running_var tensor?"
 _SCALES = "input tensor, output_size ints?, scale_factors numbers?"
+_ALIGNED = "input tensor, output_size ints?, align_corners bool, scale_factors numbers?"
 
 _OURS = {
     "bnnconvert.encode": "x tensor, thresholds tensor, start tensor",
@@ -132,8 +133,15 @@ _POOLS = {
     "aten.adaptive_max_pool1d.default": _SIZE,
     "aten.adaptive_max_pool2d.default": _SIZE,
     "aten.adaptive_max_pool3d.default": _SIZE,
+    "aten.upsample_nearest1d.vec": _SCALES,
     "aten.upsample_nearest2d.vec": _SCALES,
-    "aten.upsample_bilinear2d.vec": "input tensor, output_size ints?, align_corners bool, scale_factors numbers?",
+    "aten.upsample_nearest3d.vec": _SCALES,
+    "aten.upsample_linear1d.vec": _ALIGNED,
+    "aten.upsample_bilinear2d.vec": _ALIGNED,
+    "aten.upsample_bicubic2d.vec": _ALIGNED,
+    "aten.upsample_trilinear3d.vec": _ALIGNED,
+    "aten.grid_sampler.default": "input tensor, grid tensor, interpolation_mode int, padding_mode int,"
+    " align_corners bool",
 }
 
 _SHAPES = {
@@ -168,6 +176,19 @@ _SHAPES = {
     "aten.channel_shuffle.default": "self tensor, groups int",
     "aten.pixel_shuffle.default": "self tensor, upscale_factor int",
     "aten.pixel_unshuffle.default": "self tensor, downscale_factor int",
+    "aten.unfold.default": "self tensor, dimension int, size int, step int",
+    "aten.im2col.default": "self tensor, kernel_size ints, dilation ints, padding ints, stride ints",
+    "aten.col2im.default": "self tensor, output_size ints, kernel_size ints, dilation ints, padding ints, stride ints",
+    "aten.t.default": _UNARY,
+    "aten.movedim.int": "self tensor, source int, destination int",
+    "aten.expand_as.default": _TWO,
+    "aten.repeat_interleave.self_int": "self tensor, repeats int | dim int?, output_size int?",
+    "aten.tile.default": "self tensor, dims ints",
+    "aten.index.Tensor": "self tensor, indices slots",
+    "aten.index_select.default": "self tensor, dim int, index tensor",
+    "aten.gather.default": "self tensor, dim int, index tensor",
+    "aten.tril.default": "self tensor | diagonal int",
+    "aten.triu.default": "self tensor | diagonal int",
     "aten.to.dtype": "self tensor, dtype dtype | copy bool",
     "aten._to_copy.default": "self tensor | dtype dtype?",
     "aten.type_as.default": _TWO,
@@ -183,6 +204,19 @@ _ARITHMETIC = {
     "aten.mul.Scalar": _SCALAR,
     "aten.div.Tensor": _PAIR,
     "aten.div.Scalar": _SCALAR,
+    "aten.addcmul.default": "self tensor, tensor1 tensor, tensor2 tensor | value number",
+    "aten.einsum.default": "equation str, tensors tensors",
+    "aten.masked_fill.Scalar": "self tensor, mask tensor, value number",
+    "aten.logical_not.default": _UNARY,
+    "aten.logical_and.default": _TWO,
+    "aten.logical_or.default": _TWO,
+    "aten.eq.Scalar": _SCALAR,
+    "aten.ne.Scalar": _SCALAR,
+    "aten.eq.Tensor": _PAIR,
+    "aten.ne.Tensor": _PAIR,
+    "aten.sin.default": _UNARY,
+    "aten.cos.default": _UNARY,
+    "aten.glu.default": "self tensor | dim int",
     "aten.neg.default": _UNARY,
     "aten.abs.default": _UNARY,
     "aten.sign.default": _UNARY,
@@ -213,6 +247,8 @@ _ARITHMETIC = {
     "aten.amin.default": "self tensor | dim ints, keepdim bool",
     "aten.argmax.default": "self tensor | dim int?, keepdim bool",
     "aten.max.dim": "self tensor, dim int | keepdim bool",
+    "aten.min.dim": "self tensor, dim int | keepdim bool",
+    "aten.norm.ScalarOpt_dim": "self tensor, p number?, dim ints | keepdim bool",
     "aten.var.correction": "self tensor | dim ints?, correction number?, keepdim bool",
     "aten.std.correction": "self tensor | dim ints?, correction number?, keepdim bool",
     "aten.linalg_vector_norm.default": "self tensor | ord number, dim ints?, keepdim bool, dtype dtype?",
@@ -268,6 +304,7 @@ def _is_scalar(argument: Scalar, kind: str) -> bool:
         return isinstance(argument, bool) and kind in ("bool", "number", "operand")
     types: dict[str, tuple[type, ...]] = {
         "tensor": (Value, Constant),
+        "slot": (Value, Constant, type(None)),
         "int": (int, Batch),
         "number": (int, float, NonFinite),
         "float": (int, float, NonFinite),

@@ -60,6 +60,8 @@ class WeightBinarizer(nn.Module, ABC):
     """Latent weights are clamped to [-clip, clip] after each optimizer step; None leaves them alone."""
     plane_count: int = 1
     """Number of planes, for the plan: known before there is a weight."""
+    copies: int = 1
+    """Filters that come of each latent one."""
     choices: ClassVar[tuple[int, ...] | None] = None
     """Codes of which a weight has one, times a scale per filter; given such weights, the planes give them back.
 

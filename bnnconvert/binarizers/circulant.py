@@ -48,6 +48,7 @@ class CirculantWeight(WeightBinarizer):
                 f"circulant: a layer of {shape[1]} inputs and {shape[0]} outputs has no {orientations} orientations of "
                 "each feature; widen the network (rewrite 'widen') or keep the layer float."
             )
+        self.copies = self.orientations
         self.register_buffer("taps", _turned_taps(orientations) if turns else None, persistent=False)
 
     def latent(self, weight: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ max-bytes   the first plan that is small enough
 max-drop    the last plan whose measured accuracy is at most so many points below the float model's
 """
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +17,8 @@ from bnnconvert.errors import RefusalError, UsageError
 from bnnconvert.load.data import load_data
 from bnnconvert.load.model import load_model
 from bnnconvert.pipeline.convert import check_recipe, convert_model, input_shape_of, traced, unpackable
-from bnnconvert.pipeline.mixture import FLOAT, INT8, Mixture, rules_as_toml
+from bnnconvert.pipeline.mixture import FLOAT, INT8, Mixture
+from bnnconvert.pipeline.rules import text_with_rules
 from bnnconvert.pipeline.sensitivity import Ruler
 from bnnconvert.pipeline.student import Student, outputs_of, probe_input
 from bnnconvert.recipe import parse_recipe, recipe_text
@@ -26,7 +26,7 @@ from bnnconvert.trace.dataflow import layer_facts
 from bnnconvert.values.budget import Budget, Choice, Fitted
 from bnnconvert.values.data import Data, check_fits
 from bnnconvert.values.plan import LayerFacts
-from bnnconvert.values.recipe import Recipe, Rule
+from bnnconvert.values.recipe import Recipe
 from bnnconvert.values.steering import Steering
 
 UNITS = {"KB": 1e3, "MB": 1e6, "KiB": 2**10, "MiB": 2**20, "B": 1}
@@ -78,18 +78,10 @@ def convert_within(
         mean=mean,
         std=std,
         steering=steering,
-        text=_with_rules(text, parsed, fitted.rules),
+        text=text_with_rules(text, parsed, fitted.rules),
         **options,
     )
     return student, fitted
-
-
-def _with_rules(text: str, recipe: Recipe, rules: Sequence[Rule]) -> str:
-    """Text of the recipe with these rules in front of its own, which may then match nothing."""
-    own = [rule.model_copy(update={"optional": True}) for rule in recipe.layers]
-    before, _, rest = text.partition("[[layers]]")
-    after = re.search(r"^\[(?!\[layers\]\])", rest, re.MULTILINE)
-    return before + rules_as_toml([*rules, *own]) + ("" if after is None else "\n" + rest[after.start() :])
 
 
 def parse_budget(text: str) -> Budget:

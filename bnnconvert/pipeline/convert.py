@@ -30,12 +30,13 @@ from bnnconvert.lower.edges import calibrate as calibrate_edges
 from bnnconvert.lower.edges import with_edges
 from bnnconvert.lower.predictors import calibrate as calibrate_predictors
 from bnnconvert.lower.predictors import planned, with_predictors
+from bnnconvert.pipeline.rules import kept_float, text_with_rules, with_rules
 from bnnconvert.pipeline.run_files import fill_run, load_source, load_weights
 from bnnconvert.pipeline.student import Student, calibration_batches, data_record, outputs_of, probe_input
 from bnnconvert.plan.planner import make_plan
 from bnnconvert.recipe import load_recipe, parse_recipe, recipe_text
 from bnnconvert.rewrite.base import Rewrite
-from bnnconvert.rewrite.dead_signs import require_live_signs
+from bnnconvert.rewrite.dead_signs import CONSTANT, check_signs
 from bnnconvert.rewrite.runner import build_rewrites, run_rewrites
 from bnnconvert.trace.dataflow import layer_facts
 from bnnconvert.trace.tracer import trace
@@ -101,10 +102,15 @@ def _convert(
     notes = (*notes, *teacher.meta.get("notes", ()))
     if loaded is not None:
         check_fits(loaded, shape, outputs_of(teacher, probe))
-    plan = make_plan(recipe, layer_facts(teacher), input_shape=shape, model_bytes=module_bytes(model))
-    student = copy.deepcopy(teacher)
-    plan = planned(student, run_rewrites(student, plan, rewrites, probe=probe))
-    warnings = require_live_signs(student, probe, limit=recipe.checks.dead_channels)
+    facts, size = layer_facts(teacher), module_bytes(model)
+    student, plan = _rewritten(teacher, make_plan(recipe, facts, input_shape=shape, model_bytes=size), rewrites, probe)
+    warnings, dead = check_signs(student, probe, recipe.checks)
+    kept = [kept_float(dead, CONSTANT)] if dead else []
+    if dead:
+        recipe = with_rules(recipe, kept)
+        plan = make_plan(recipe, facts, input_shape=shape, model_bytes=size)
+        student, plan = _rewritten(teacher, plan, rewrites, probe)
+        warnings, _ = check_signs(student, probe, recipe.checks)
     if loaded is not None and calibrate is not None:
         made = reconstruct(student, teacher, loaded, recipe.training, images=calibrate, progress=progress)
         notes = (*notes, _calibrated(made))
@@ -114,8 +120,8 @@ def _convert(
     if obstacle is not None:
         notes = (*notes, f"The student trains and cannot be exported: {obstacle[0]}: {obstacle[1]}.")
     can_export = obstacle is None and not student.meta.get("opaque")
-    size = predicted_bytes(student, plan, probe[0]) if can_export else None
-    plan = changed(plan, warnings=warnings, predicted_bytes=size)
+    predicted = predicted_bytes(student, plan, probe[0]) if can_export else None
+    plan = changed(plan, warnings=warnings, predicted_bytes=predicted)
     return Student(
         student,
         teacher,
@@ -126,7 +132,15 @@ def _convert(
         data=data_record(loaded),
         notes=notes,
         steering=steering or Steering(),
+        kept=tuple(kept),
     )
+
+
+def _rewritten(
+    teacher: GraphModule, plan: Plan, rewrites: list[Rewrite], probe: tuple[Tensor, ...]
+) -> tuple[GraphModule, Plan]:
+    student = copy.deepcopy(teacher)
+    return student, planned(student, run_rewrites(student, plan, rewrites, probe=probe))
 
 
 def predicted_bytes(student: GraphModule, plan: Plan, probe: Tensor) -> int:
@@ -232,7 +246,7 @@ def convert_model(
             factory=model,
             trust_pickle=trust_pickle,
             recipe=parsed.name,
-            recipe_text=text,
+            recipe_text=text_with_rules(text, parsed, student.kept) if student.kept else text,
             plan=student.plan,
             shape_is_guessed=student.shape_is_guessed,
             data=student.data,
@@ -251,6 +265,7 @@ def convert_again(student: Student, data: Data) -> None:
     record = student.run.read()
     loaded = load_source(student.run, record)
     fresh = convert(loaded.module, student.recipe, input_shape=(1, *data.sample_shape), steering=student.steering)
+    text = student.run.file("recipe.toml").read_text("utf-8")
     with new_run(student.run.path, replace=True) as run:
         fill_run(
             run,
@@ -259,7 +274,7 @@ def convert_again(student: Student, data: Data) -> None:
             factory=record.factory,
             trust_pickle=record.trust_pickle,
             recipe=record.recipe,
-            recipe_text=student.run.file("recipe.toml").read_text("utf-8"),
+            recipe_text=text_with_rules(text, student.recipe, fresh.kept) if fresh.kept else text,
             plan=fresh.plan,
             shape_is_guessed=False,
             data=record.data,
@@ -291,8 +306,7 @@ def _rebuild(loaded: LoadedModel, recipe: Recipe, shape: tuple[int, ...], steeri
     probe = probe_input(shape, None)
     teacher = traced(loaded.module, probe, steering)
     plan = make_plan(recipe, layer_facts(teacher), input_shape=shape, model_bytes=module_bytes(loaded.module))
-    model = copy.deepcopy(teacher)
-    plan = planned(model, run_rewrites(model, plan, check_recipe(recipe), probe=probe))
+    model, plan = _rewritten(teacher, plan, check_recipe(recipe), probe)
     return Student(model, teacher, plan, recipe, shape, steering=steering)
 
 

@@ -1,8 +1,6 @@
 """Students in which every layer has a width of its own: 1 bit as the recipe has it, 4 bits, 8 bits or float."""
 
 import copy
-import json
-from collections.abc import Sequence
 
 from torch import Tensor
 from torch.fx import GraphModule
@@ -97,18 +95,3 @@ class Mixture:
             inputs=four,
             int8=width == INT8,
         )
-
-
-def rules_as_toml(rules: Sequence[Rule]) -> str:
-    """The rules as a recipe file has them."""
-    blocks = []
-    for rule in rules:
-        data = rule.model_dump(exclude_defaults=True)
-        blocks.append("[[layers]]\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in data.items()))
-    return "\n".join(blocks) + ("\n" if blocks else "")
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
-    return json.dumps(value)  # strings, numbers, booleans and lists look alike in both

@@ -15,7 +15,7 @@ from bnnconvert.load.user_code import is_factory
 from bnnconvert.tasks import CLASSIFICATION, Task
 from bnnconvert.values.data import Data, Samples
 from bnnconvert.values.plan import Plan
-from bnnconvert.values.recipe import Recipe
+from bnnconvert.values.recipe import Recipe, Rule
 from bnnconvert.values.run import DataRecord, RunDirectory
 from bnnconvert.values.steering import Steering
 
@@ -39,6 +39,8 @@ class Student:
     task: str = "classification"
     notes: tuple[str, ...] = ()
     steering: Steering = field(default_factory=Steering)
+    kept: tuple[Rule, ...] = ()
+    """Rules that conversion has put in front of the recipe's own."""
 
 
 def probe_input(shape: Sequence[int], data: Data | None) -> tuple[Tensor]:

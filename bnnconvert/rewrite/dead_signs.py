@@ -7,22 +7,32 @@ from torch.fx import GraphModule
 from bnnconvert.errors import RefusalError
 from bnnconvert.graph import copy_sharing
 from bnnconvert.layers.base import BinaryLayer
+from bnnconvert.values.recipe import Checks
+
+CONSTANT = "its binary input would be constant, whatever the sample"
+"""Why a layer stays float whose sign is dead while most others are alive."""
 
 
-def require_live_signs(graph: GraphModule, probe: tuple[Tensor, ...], *, limit: float) -> tuple[str, ...]:
-    """Sentences about signs with a few constant channels, measured on `probe` with fresh batch-norm statistics.
+def check_signs(graph: GraphModule, probe: tuple[Tensor, ...], checks: Checks) -> tuple[tuple[str, ...], list[str]]:
+    """Sentences about signs with a few constant channels, and the layers whose sign says nothing.
 
-    Raises: RefusalError naming the signs of which a share of `limit` or more of the channels is constant.
+    Both are measured on `probe` with fresh batch-norm statistics. Few such layers are a matter of the model (what is
+    made of a token alone, or of weights that are zero); many are one of the recipe.
+
+    Raises: RefusalError where most signs say nothing, or the recipe wants none such.
     """
     dead = dead_shares(graph, probe)
-    fatal = {path: share for path, share in dead.items() if share >= limit}
-    if fatal:
+    fatal = {path: share for path, share in dead.items() if share >= checks.dead_channels}
+    layers = (layer for layer in graph.modules() if isinstance(layer, BinaryLayer))
+    allowed = 0 if checks.dead_signs == "refuse" else sum(not layer.is_weight_only for layer in layers) // 2
+    if len(fatal) > allowed:
         listed = ", ".join(f"{path} ({share:.0%} of its channels)" for path, share in fatal.items())
         raise RefusalError(
             f"Dead signs: the binary input of {listed} is constant on the probe input; put a batch norm in front "
             "(rewrite 'insert-batch-norm'), take the ReLU away (rewrite 'remove-relu'), or keep the layer float."
         )
-    return tuple(f"{path}: {share:.0%} of the input's channels are constant" for path, share in dead.items())
+    said = tuple(f"{path}: {share:.0%} of the input's channels are constant" for path, share in dead.items())
+    return said, list(fatal)
 
 
 def dead_shares(graph: GraphModule, probe: tuple[Tensor, ...]) -> dict[str, float]:

@@ -216,7 +216,9 @@ class Checks(Section):
     """What a rewritten student must pass."""
 
     dead_channels: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Share of constant channels on the probe input at which a sign is refused as dead."""
+    """Share of constant channels on the probe input at which a sign is dead."""
+    dead_signs: Literal["float", "refuse"] = "float"
+    """Whether a layer with a dead sign stays float, as long as most signs are alive, or the model is refused."""
 
 
 class Published(Section):

@@ -8,10 +8,11 @@ from bnnconvert.artifact.signatures import SIGNATURES
 from bnnconvert.layers import operators  # noqa: F401  (registers the operators)
 
 PLACES = {"device", "layout", "memory_format", "pin_memory", "non_blocking", "implicit"}
-UNUSED = {"scale_grad_by_freq", "sparse"}
+UNUSED = {"scale_grad_by_freq", "sparse", "sparse_grad", "path"}
 KINDS = {
     "tensor": "Tensor",
     "tensors": "List[Tensor]",
+    "slots": "List[Optional[Tensor]]",
     "operand": "Tensor",
     "int": "int",
     "ints": "List[int]",

@@ -6,7 +6,7 @@ import pytest
 
 from bnnconvert.errors import UsageError
 from bnnconvert.pipeline.budget import order, parse_budget
-from bnnconvert.pipeline.mixture import rules_as_toml
+from bnnconvert.pipeline.rules import rules_as_toml
 from bnnconvert.values.budget import Budget, Choice
 from bnnconvert.values.recipe import Match, Named, Rule
 from bnnconvert.values.sensitivity import Cost

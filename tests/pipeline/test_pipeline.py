@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 import bnnconvert
 from bnnconvert.errors import ArtifactError, RefusalError, UsageError
@@ -289,3 +289,36 @@ def test_a_student_without_float_ends_has_nothing_to_put_into_8_bits(model_file:
     student = convert_model("model.pt", "bnn", input_shape=(1, 3, 8, 8))
     with pytest.raises(RefusalError, match="no float layer at its ends; leave out --edges int8"):
         bnnconvert.export(student, "e.packed.safetensors", edges="int8", data=data())
+
+
+class Token(nn.Module):
+    """A layer on a token that is the same for every sample, between two that see the image."""
+
+    input_shape = (1, 3, 8, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.mix = nn.Conv2d(3, 6, 4, 4), nn.Linear(6, 6)
+        self.token, self.query, self.head = nn.Parameter(torch.randn(1, 1, 6)), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mix(self.patches(x).flatten(2).transpose(1, 2))
+        query = self.query(self.token.expand(x.shape[0], 1, 6))
+        return self.head((query @ x.transpose(1, 2)).softmax(2) @ x).squeeze(1)
+
+
+def test_a_layer_whose_sign_says_nothing_stays_float_in_the_run_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    student = convert_model("tests.pipeline.test_pipeline:Token", "xnor", input_shape=(1, 3, 8, 8))
+    query = student.plan.layer("query")
+    assert query is not None
+    assert (query.decision, query.reason) == ("float", "its binary input would be constant, whatever the sample")
+    assert {p.facts.path for p in student.plan.layers if p.decision == "binary"} == {"mix"}
+    again = open_run()
+    assert again.plan.layer("query") == query
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(again.model.eval()(x), student.model.eval()(x), rtol=0, atol=0)

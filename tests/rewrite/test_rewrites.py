@@ -19,11 +19,12 @@ from bnnconvert.plan.planner import make_plan
 from bnnconvert.recipe import parse_recipe
 from bnnconvert.rewrite import REWRITES
 from bnnconvert.rewrite.base import EXACT, Refusal, Rewrite, Site
-from bnnconvert.rewrite.dead_signs import dead_shares, require_live_signs
+from bnnconvert.rewrite.dead_signs import check_signs, dead_shares
 from bnnconvert.rewrite.runner import build_rewrites, run_rewrites
 from bnnconvert.trace.dataflow import layer_facts
 from bnnconvert.trace.tracer import trace
 from bnnconvert.values.plan import Plan
+from bnnconvert.values.recipe import Checks
 from tests.networks import Block, Functional, Residual, plain, randomise
 
 RECIPE = """
@@ -399,19 +400,26 @@ def test_the_sign_of_a_relu_is_refused_by_name() -> None:
     graph, _ = rewritten(Residual(), '"binarize"')
     x = torch.randn(8, 3, 8, 8)
     with pytest.raises(RefusalError, match=r"Dead signs.*layer1\.conv1.*layer2\.conv2.*insert-batch-norm"):
-        require_live_signs(graph, (x,), limit=0.5)
+        check_signs(graph, (x,), Checks())
 
 
 def test_live_signs_pass_and_a_few_dead_channels_are_told() -> None:
     graph, _ = rewritten(Residual(), '"binarize"', '"remove-relu"', '"insert-batch-norm"')
     x = torch.randn(8, 3, 8, 8)
     state = {k: v.clone() for k, v in graph.state_dict().items()}
-    assert require_live_signs(graph, (x,), limit=0.5) == ()
+    assert check_signs(graph, (x,), Checks()) == ((), [])
     assert all(torch.equal(v, state[k]) for k, v in graph.state_dict().items()), "the check must not change the student"
     with torch.no_grad():
         graph.get_submodule("layer1.conv1_norm").bias[0] = 1000
     assert dead_shares(graph, (x,)) == {"layer1.conv1": 1 / 8}
-    assert "layer1.conv1" in require_live_signs(graph, (x,), limit=0.5)[0]
+    said, dead = check_signs(graph, (x,), Checks())
+    assert "layer1.conv1" in said[0]
+    assert dead == []
+    with torch.no_grad():
+        graph.get_submodule("layer1.conv1_norm").bias[:] = 1000
+    assert check_signs(graph, (x,), Checks())[1] == ["layer1.conv1"]
+    with pytest.raises(RefusalError, match=r"Dead signs.*layer1\.conv1"):
+        check_signs(graph, (x,), Checks(dead_signs="refuse"))
 
 
 def test_an_unknown_rewrite_names_its_place_and_the_nearest() -> None:

@@ -165,7 +165,6 @@ class Fold(nn.Module):
         (nn.GroupNorm(2, 6), "middle: a GroupNorm may mix channels"),
         (nn.ChannelShuffle(3), "middle: a ChannelShuffle may mix channels"),
         (Fold(), "unflatten: what unflatten does to channels is not known"),
-        (nn.utils.parametrizations.weight_norm(nn.Conv2d(6, 6, 1)), "middle: its weight is computed"),
     ],
 )
 def test_what_cannot_be_followed_is_named_and_keeps_its_size(middle: nn.Module, words: str) -> None:
