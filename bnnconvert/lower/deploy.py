@@ -8,7 +8,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from bnnconvert.errors import RefusalError
-from bnnconvert.graph import PASS_THROUGH, copy_sharing, input_of, module_of, set_module, stored
+from bnnconvert.graph import PASS_THROUGH, copy_sharing, free_path, input_of, module_of, set_module, stored
 from bnnconvert.layers.base import BinaryLayer
 from bnnconvert.layers.deployable import Deployable
 from bnnconvert.layers.linear import BinaryLinear
@@ -36,6 +36,7 @@ def deploy(student: GraphModule, example: torch.Tensor) -> GraphModule:
 
 def expand(deployed: GraphModule) -> None:
     """Replace each binary layer by its packed modules and drop what does nothing in evaluation mode."""
+    _keep_what_is_read(deployed)
     modules = {node: module_of(deployed, node) for node in deployed.graph.nodes}
     packed: dict[str, PackedLayer] = {}
     for node, module in modules.items():
@@ -52,6 +53,16 @@ def expand(deployed: GraphModule) -> None:
             _check_planes(node, module, packed[path])
             _call_packed(deployed, node, packed[path])
     deployed.recompile()
+
+
+def _keep_what_is_read(deployed: GraphModule) -> None:
+    """Give a tensor of a binary layer that other code reads as well a place of its own."""
+    for node in deployed.graph.nodes:
+        owner = str(node.target).rpartition(".")[0] if node.op == "get_attr" else ""
+        if owner and isinstance(deployed.get_submodule(owner), BinaryLayer):
+            path = free_path(deployed, str(node.target).replace(".", "_"))
+            deployed.register_buffer(path, stored(deployed, str(node.target)).detach(), persistent=False)
+            node.target = path
 
 
 def _call_packed(deployed: GraphModule, node: Node, packed: PackedLayer) -> None:
