@@ -16,8 +16,9 @@ from torch.fx import GraphModule
 from bnnconvert.errors import RefusalError, UsageError
 from bnnconvert.load.data import load_data
 from bnnconvert.load.model import load_model
-from bnnconvert.pipeline.convert import check_recipe, convert_model, input_shape_of, traced, unpackable
+from bnnconvert.pipeline.convert import convert_model, input_shape_of, traced
 from bnnconvert.pipeline.mixture import FLOAT, INT8, Mixture
+from bnnconvert.pipeline.recipe_check import check_recipe, unpackable
 from bnnconvert.pipeline.rules import text_with_rules
 from bnnconvert.pipeline.sensitivity import Ruler
 from bnnconvert.pipeline.student import Student, outputs_of, probe_input

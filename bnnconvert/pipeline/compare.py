@@ -21,9 +21,10 @@ from torch import nn
 from bnnconvert.errors import RefusalError, UsageError, first_line
 from bnnconvert.load.data import load_data
 from bnnconvert.load.model import load_model
-from bnnconvert.pipeline.convert import check_recipe, convert_model, open_run
+from bnnconvert.pipeline.convert import convert_model, open_run
 from bnnconvert.pipeline.export import export
 from bnnconvert.pipeline.finetune import finetune
+from bnnconvert.pipeline.recipe_check import check_recipe
 from bnnconvert.pipeline.speeds import speeds
 from bnnconvert.pipeline.student import Student
 from bnnconvert.pipeline.targets import PACKED_SUFFIX

@@ -4,23 +4,12 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace as changed
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from bnnconvert.binarizers import (
-    EXAMPLE_SHAPE,
-    INPUT_BINARIZERS,
-    WEIGHT_BINARIZERS,
-    build_input_binarizer,
-    build_weight_binarizer,
-)
-from bnnconvert.binarizers.base import WeightBinarizer
 from bnnconvert.errors import UsageError
 from bnnconvert.exporters.draft import module_bytes
-from bnnconvert.gains import GAINS, build_gain
-from bnnconvert.gains.base import GainSite
 from bnnconvert.load.data import load_data
 from bnnconvert.load.model import LoadedModel, load_model
 from bnnconvert.load.shapes import guess_input_shape
@@ -30,6 +19,7 @@ from bnnconvert.lower.edges import calibrate as calibrate_edges
 from bnnconvert.lower.edges import with_edges
 from bnnconvert.lower.predictors import calibrate as calibrate_predictors
 from bnnconvert.lower.predictors import planned, with_predictors
+from bnnconvert.pipeline.recipe_check import check_recipe
 from bnnconvert.pipeline.rules import kept_float, text_with_rules, with_rules
 from bnnconvert.pipeline.run_files import fill_run, load_source, load_weights
 from bnnconvert.pipeline.student import Student, calibration_batches, data_record, outputs_of, probe_input
@@ -37,18 +27,16 @@ from bnnconvert.plan.planner import make_plan
 from bnnconvert.recipe import load_recipe, parse_recipe, recipe_text
 from bnnconvert.rewrite.base import Rewrite
 from bnnconvert.rewrite.dead_signs import CONSTANT, check_signs
-from bnnconvert.rewrite.runner import build_rewrites, run_rewrites
+from bnnconvert.rewrite.runner import run_rewrites
 from bnnconvert.trace.dataflow import layer_facts
 from bnnconvert.trace.tracer import trace
 from bnnconvert.train import prepare
 from bnnconvert.train.latent import binary_layers
-from bnnconvert.train.objective import build_losses
-from bnnconvert.train.optimizers import check_optimizer
 from bnnconvert.train.reconstruct import Reconstruction, reconstruct
 from bnnconvert.values.data import Data, check_fits
 from bnnconvert.values.plan import Plan
 from bnnconvert.values.progress import Progress
-from bnnconvert.values.recipe import Named, Recipe
+from bnnconvert.values.recipe import Recipe
 from bnnconvert.values.run import SUFFIX, RunDirectory, find_run, new_run
 from bnnconvert.values.steering import Steering
 
@@ -157,52 +145,6 @@ def _calibrated(made: Reconstruction) -> str:
         f"Calibrated on {made.images:,} images without their labels, {made.steps:,} steps in {made.seconds:.0f} s: "
         f"on those held out it agrees with the original in {made.after:.1%}, before in {made.before:.1%}."
     )
-
-
-def check_recipe(recipe: Recipe) -> list[Rewrite]:
-    """The recipe's rewrites, after a look at every name and option in it.
-
-    Raises: UsageError naming the key that is wrong.
-    """
-    rewrites = build_rewrites(recipe)
-    weights = []
-    for number, rule in enumerate(recipe.layers):
-        where = f"recipe {recipe.name!r}, layers[{number}]"
-        if rule.weights is not None:
-            place = f"{where}.weights"
-            weights.append((place, build_weight_binarizer(rule.weights, EXAMPLE_SHAPE, where=place)))
-            _check_fit(recipe, weights[-1][1], rule.gain, where=place)
-        if rule.inputs is not None:
-            build_input_binarizer(rule.inputs, 1, where=f"{where}.inputs")
-        if rule.gain is not None:
-            example = GainSite(path="", inputs=8, outputs=8, has_binary_inputs=rule.inputs is not None)
-            build_gain(rule.gain, example, where=f"{where}.gain")
-    build_losses(recipe.training.losses)
-    where = f"recipe {recipe.name!r}, training.optimizer"
-    check_optimizer(recipe.training.optimizer, weights, EXAMPLE_SHAPE, where=where)
-    return rewrites
-
-
-def unpackable(recipe: Recipe) -> str | None:
-    """Why students of a recipe can be trained and not exported, as the rows say that it names; None where they can be.
-
-    Names are not checked.
-    """
-    for rule in recipe.layers:
-        for named, table in ((rule.weights, WEIGHT_BINARIZERS), (rule.inputs, INPUT_BINARIZERS), (rule.gain, GAINS)):
-            row: Any = None if named is None else table.get(named.name)
-            if named is not None and row is not None and row.unpackable is not None:
-                return f"{named.name!r}: {row.unpackable}"
-    return None
-
-
-def _check_fit(recipe: Recipe, weights: WeightBinarizer, gain: Named | None, *, where: str) -> None:
-    if any(stage.fit for stage in recipe.training.stages) and (weights.choices is None or gain is not None):
-        able = ", ".join(repr(name) for name, row in WEIGHT_BINARIZERS.items() if row.choices is not None)
-        raise UsageError(
-            f"{where}: training.stages asks for a layer-wise `fit`, which is for {able} without a gain; choose one of "
-            "them, or leave `fit` out."
-        )
 
 
 def convert_model(

@@ -8,7 +8,7 @@ from torch.fx import GraphModule
 from bnnconvert.layers.int8 import int8_layer
 from bnnconvert.lower.deploy import deploy_bytes
 from bnnconvert.lower.edges import calibrate, with_edges
-from bnnconvert.pipeline.convert import check_recipe
+from bnnconvert.pipeline.recipe_check import check_recipe
 from bnnconvert.pipeline.student import calibration_batches
 from bnnconvert.plan.planner import make_plan
 from bnnconvert.rewrite.runner import run_rewrites

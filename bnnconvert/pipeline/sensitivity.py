@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from bnnconvert.errors import RefusalError, UsageError
 from bnnconvert.layers.base import BinaryLayer
-from bnnconvert.pipeline.convert import check_recipe, open_run
+from bnnconvert.pipeline.convert import open_run
+from bnnconvert.pipeline.recipe_check import check_recipe
 from bnnconvert.pipeline.student import Student, evaluation_data, outputs_of, probe_input
 from bnnconvert.pipeline.targets import label_of
 from bnnconvert.rewrite.runner import run_rewrites

@@ -72,13 +72,15 @@ def follow(module: nn.Module, inputs: tuple[Tensor, ...], expected: object, stee
     """
     try:
         graph = _symbolic(module, inputs, expected, steering)
+    except VerificationError:
+        why = "gives another function"
     except Exception as error:  # the user's code may raise anything
-        why = blame(error)
+        why = f"stops at {blame(error)}"
     else:
         graph.meta["rung"] = "symbolic"
         return graph
     graph = _captured(module, inputs, steering)
-    graph.meta["notes"] = (f"Traced along the example input, as symbolic tracing stops at {why}.",)
+    graph.meta["notes"] = (f"Traced along the example input, as symbolic tracing {why}.",)
     graph.meta["rung"] = "around" if graph.meta["opaque"] else "along"
     return _finished(graph, inputs, expected, steering)
 

@@ -64,6 +64,15 @@ def test_own_loop(example: Example, tmp_path: Path) -> None:
     assert (tmp_path / "own_loop.packed.safetensors").exists()
 
 
+def test_segmentation(example: Example, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    segmentation = example("segmentation")
+    monkeypatch.setattr(segmentation, "SCENES", {"train": 128, "test": 32})
+    found = segmentation.main(recipe="bireal", epochs=3, folder=tmp_path)
+    assert found["student"] == pytest.approx(found["packed"], abs=1e-3)
+    assert found["float"] > 1 / 11
+    assert found["file bytes"] < found["float bytes"]
+
+
 def test_step_time_prints_every_ratio(example: Example, capsys: pytest.CaptureFixture[str]) -> None:
     step_time = example("step_time")
     step_time.main(["--recipes", "xnor", "--batch", "2", "--threads", "1", "--rounds", "2", "--json"])
