@@ -110,7 +110,7 @@ def trained(data: Data, *, epochs: int) -> UNet:
             loss.backward()
             optimizer.step()
             schedule.step()
-        print(f"float network, epoch {epoch + 1} of {epochs}: loss {float(loss):.3f}", flush=True)
+        print(f"float network, epoch {epoch + 1} of {epochs}: loss {loss.item():.3f}", flush=True)
     return net.eval()
 
 

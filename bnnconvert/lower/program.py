@@ -256,7 +256,7 @@ def _dtype(dtype: torch.dtype, layer: str) -> str:
 
 def _array(name: str, tensor: Tensor) -> np.ndarray[Any, Any]:
     _dtype(tensor.dtype, name)
-    return tensor.detach().cpu().contiguous().numpy()
+    return tensor.detach().cpu().contiguous().numpy().copy()  # the deployed graph may share it with the student
 
 
 def _tree(output: Any) -> Output:

@@ -66,8 +66,8 @@ def test_own_loop(example: Example, tmp_path: Path) -> None:
 
 def test_segmentation(example: Example, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     segmentation = example("segmentation")
-    monkeypatch.setattr(segmentation, "SCENES", {"train": 128, "test": 32})
-    found = segmentation.main(recipe="bireal", epochs=3, folder=tmp_path)
+    monkeypatch.setattr(segmentation, "SCENES", {"train": 640, "test": 64})
+    found = segmentation.main(recipe="bireal", epochs=5, folder=tmp_path)
     assert found["student"] == pytest.approx(found["packed"], abs=1e-3)
     assert found["float"] > 1 / 11
     assert found["file bytes"] < found["float bytes"]

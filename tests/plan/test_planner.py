@@ -58,15 +58,15 @@ def test_a_rule_shadowed_by_earlier_ones_is_an_error() -> None:
 
 
 def test_obstacles_keep_a_layer_float_with_their_reason() -> None:
-    module = nn.Sequential(nn.Conv2d(3, 4, 3, padding="same"), nn.Conv2d(4, 2, 1))
+    module = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), nn.Conv2d(4, 2, 1))
     plan = plan_of(BINARY, module)
     assert decisions(plan) == {"0": "float", "1": "binary"}
     assert "padding" in plan.layers[0].reason
 
 
 def test_nothing_to_binarize_is_refused_with_the_reasons() -> None:
-    module = nn.Sequential(nn.ConvTranspose2d(3, 2, 2))
-    with pytest.raises(RefusalError, match="0: there is no binary ConvTranspose2d"):
+    module = nn.Sequential(nn.ConvTranspose2d(3, 2, 3, 2))
+    with pytest.raises(RefusalError, match=r"0: its kernel .* is no multiple of its stride"):
         plan_of(BINARY, module)
 
 

@@ -102,8 +102,8 @@ FUNCTIONS: dict[str, list[tuple[Callable[..., Tensor], Tensor, list[Tensor]]]] =
         (lambda x, w: F.conv2d(x, w, stride=2, padding=3), _image(1, 3, 21, 22), [_image(64, 3, 7, 7)]),
     ],
     "aten.conv2d.padding": [
-        (lambda x, w: F.conv2d(x, w, padding="same", dilation=2), X, [_image(5, 20, 4, 3)]),
-        (lambda x, w: F.conv2d(x, w, padding="valid", stride=2), X, [_image(5, 20, 2, 3)]),
+        # More on one side than on the other; all else becomes numbers when it is traced.
+        (lambda x, w: F.conv2d(x, w, padding="same"), X, [_image(5, 20, 4, 3)]),
     ],
     "aten.conv1d.default": [
         (lambda x, w, b: F.conv1d(x, w, b, stride=2, padding=3, dilation=2), LINE, [_image(9, 20, 3), _image(9)]),
@@ -188,6 +188,7 @@ def test_every_float_operator_has_a_case() -> None:
     assert {*FUNCTIONS, *NODES} == {op for op in HANDLERS if op.startswith("aten.")}
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(
     ("op", "number"), [(op, i) for op, cases in FUNCTIONS.items() for i in range(len(cases))], ids=str
