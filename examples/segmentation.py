@@ -1,6 +1,6 @@
 """A U-Net that finds and reads handwritten digits, pixel by pixel, becomes binary.
 
-python examples/segmentation.py [--recipe bireal] [--epochs 15]       some minutes on a CPU
+python examples/segmentation.py [--recipe reactnet] [--epochs 15]       some minutes on a CPU
 
 The digits are those that scikit-learn ships, three to a scene, on a background of noise and a slope of light; no digit
 of a training scene is in a test scene. The score is mIoU over the background and the ten digits. The first layer and
@@ -114,7 +114,7 @@ def trained(data: Data, *, epochs: int) -> UNet:
     return net.eval()
 
 
-def main(*, recipe: str = "bireal", epochs: int = 15, folder: Path | None = None) -> dict[str, float]:
+def main(*, recipe: str = "reactnet", epochs: int = 15, folder: Path | None = None) -> dict[str, float]:
     """Train, convert, fine-tune, export; mIoU on the test scenes, and bytes."""
     data = load_data("segmentation:scenes", task=TASKS["segmentation"]())
     net = trained(data, epochs=epochs)
@@ -131,7 +131,7 @@ def main(*, recipe: str = "bireal", epochs: int = 15, folder: Path | None = None
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="bireal")
+    parser.add_argument("--recipe", default="reactnet")
     parser.add_argument("--epochs", type=int, default=15)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:

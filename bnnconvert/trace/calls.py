@@ -32,6 +32,11 @@ def argument_names(module: nn.Module, count: int) -> list[str]:
     return [known[n] if n < len(known) else f"x{n}" for n in range(count)]
 
 
+def copies(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Inputs that a model may write into."""
+    return tuple(x.clone() for x in inputs)
+
+
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module is a step of its own: those of torch that are not made of others."""
     is_torch_s = type(module).__module__.startswith(("torch.nn", "torch.ao.nn"))

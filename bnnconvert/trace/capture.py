@@ -21,7 +21,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from bnnconvert.trace.calls import FACTS, VALUES, CaptureError, argument_names, is_leaf, map_leaves, target_of
+from bnnconvert.trace.calls import FACTS, VALUES, CaptureError, argument_names, copies, is_leaf, map_leaves, target_of
 from bnnconvert.trace.sizes import Sizes
 
 
@@ -53,7 +53,7 @@ def outputs_of(module: nn.Module, inputs: tuple[Tensor, ...], concrete: dict[str
             handle = module.get_submodule(path).register_forward_hook(lambda _m, _x, y, to=outputs: to.append(y))
             stack.callback(handle.remove)
         if found:
-            module(*inputs, **concrete)
+            module(*copies(inputs), **concrete)
     return found
 
 

@@ -23,7 +23,7 @@ from bnnconvert.errors import BnnError, UsageError, VerificationError, first_lin
 from bnnconvert.shapes import propagate_shapes
 from bnnconvert.trace.attention import expand_attention
 from bnnconvert.trace.blame import blame
-from bnnconvert.trace.calls import CaptureError, argument_names, is_leaf
+from bnnconvert.trace.calls import CaptureError, argument_names, copies, is_leaf
 from bnnconvert.trace.canonical import canonicalise
 from bnnconvert.trace.compare import require_same
 from bnnconvert.trace.inside import put_graphs_inside
@@ -43,7 +43,7 @@ def trace(module: nn.Module, example_inputs: tuple[Tensor, ...], steering: Steer
     steering = steering or Steering()
     _check_steering(module, steering)
     module.eval()
-    expected = run_example(module, example_inputs, steering.concrete)
+    expected = run_example(module, copies(example_inputs), steering.concrete)
     with _step_by_step():
         try:
             return follow(module, example_inputs, expected, steering)
@@ -184,11 +184,14 @@ def _finished(graph: GraphModule, inputs: tuple[Tensor, ...], expected: object, 
         listed = ", ".join(computed[:3]) + (f" and {len(computed) - 3} more" if len(computed) > 3 else "")
         note = f"The model computes the weight of {listed} from parameters alone: a plain parameter of that value now."
         graph.meta["notes"] = (*graph.meta.get("notes", ()), note)
-    propagate_shapes(graph, *inputs)
+    propagate_shapes(graph, *copies(inputs))
     if expand_attention(graph):
-        propagate_shapes(graph, *inputs)
+        propagate_shapes(graph, *copies(inputs))
+    given = copies(inputs)
     with torch.no_grad():
-        require_same(expected, graph(*inputs))
+        require_same(expected, graph(*given))
+    if not all(map(torch.equal, given, inputs)):
+        _keep_inputs(graph)
     if graph.meta.get("opaque"):
         graph.meta["inner"] = put_graphs_inside(graph, inputs, _follow_inner)
         graph.meta["notes"] = graph.meta.get("notes", ()) + tuple(
@@ -198,11 +201,23 @@ def _finished(graph: GraphModule, inputs: tuple[Tensor, ...], expected: object, 
     return graph
 
 
+def _keep_inputs(graph: GraphModule) -> None:
+    """Let a model that writes into what it is given write into a copy: student and teacher read the same batch."""
+    for node in [n for n in graph.graph.nodes if n.op == "placeholder"]:
+        readers = list(node.users)
+        with graph.graph.inserting_after(node):
+            copied = graph.graph.call_method("clone", (node,))
+        copied.meta = dict(node.meta)
+        for reader in readers:
+            reader.replace_input_with(node, copied)
+    graph.recompile()
+
+
 def _follow_inner(module: nn.Module, inputs: tuple[Tensor, ...]) -> GraphModule | None:
     """A graph to stand for a module inside code that cannot be followed, if there is one."""
     try:
         with torch.no_grad():
-            expected = module(*inputs)
+            expected = module(*copies(inputs))
         return follow(module, inputs, expected, Steering())
     except (CaptureError, BnnError):
         return None

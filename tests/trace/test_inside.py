@@ -199,3 +199,30 @@ def test_arguments_that_are_not_given_have_their_defaults() -> None:
     torch.testing.assert_close(graph(x), module(x))
     with pytest.raises(UsageError, match="does not accept"):
         trace(module, (x,), Steering(concrete={"wai": "one"}))
+
+
+class Normalises(nn.Module):
+    """Writes into its input, which is the caller's."""
+
+    def __init__(self, *, by_values: bool) -> None:
+        super().__init__()
+        self.by_values, self.first, self.one, self.last = by_values, nn.Conv2d(3, 4, 1), conv(), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.sub_(0.5).div_(0.25)
+        if self.by_values and x.sum() > 1e9:
+            return x
+        return self.last(self.one(self.first(x)))
+
+
+@pytest.mark.parametrize("by_values", [False, True])
+def test_a_model_that_writes_into_its_input_writes_into_a_copy(by_values: bool) -> None:
+    torch.manual_seed(0)
+    module, x = Normalises(by_values=by_values).eval(), torch.rand(2, 3, 4, 4)
+    before = x.clone()
+    student = bnnconvert.convert(module, "bwn", example_inputs=(x,))
+    outputs = [student.teacher(x) for _ in range(2)]
+    student.model(x)
+    torch.testing.assert_close(x, before, rtol=0, atol=0)
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=0)
+    torch.testing.assert_close(outputs[0], module(x))
