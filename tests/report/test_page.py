@@ -50,7 +50,7 @@ def browser() -> Iterator[Any]:
         "--disable-dev-shm-usage",
         "--window-size=1400,1000",
     ):
-        options.add_argument(flag)
+        options.add_argument(f"--{flag}")
     options.binary_location = str(shutil.which("chromium"))
     service = webdriver.ChromeService(executable_path=shutil.which("chromedriver"))
     driver = webdriver.Chrome(options=options, service=service)
