@@ -1,6 +1,7 @@
 """Shapes on every node of a graph: by rule where a module has one, else by running it on tensors without values."""
 
 import copy
+import itertools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ from torch.utils import _pytree as pytree
 from bnnconvert.graph import ACTIVATIONS, BATCH_NORMS, PASS_THROUGH
 from bnnconvert.layers.conv2d import BinaryConv2d
 from bnnconvert.layers.linear import BinaryLinear
+from bnnconvert.layers.operators import out_size
 
 Shape = tuple[int, ...]
 
@@ -133,8 +135,7 @@ def _each(size: Any, rank: int) -> tuple[int, ...]:
 
 def _windows(sizes: Any, kernel: Any, stride: Any, padding: Any, dilation: Any) -> tuple[int, ...]:
     """Positions of a window along each axis."""
-    settings = zip(sizes, kernel, stride, padding, dilation, strict=True)
-    return tuple((n + 2 * pad - step * (taps - 1) - 1) // every + 1 for n, taps, every, pad, step in settings)
+    return tuple(itertools.starmap(out_size, zip(sizes, kernel, stride, padding, dilation, strict=True)))
 
 
 def _linear(module: Any, x: Shape) -> Shape:

@@ -83,10 +83,7 @@ def convert(
     for sentence in student.notes:
         render.note(sentence)
     if html is not None:
-        from bnnconvert.report.page import write_page
-
-        write_page(pipeline.page_of_student(student), html)
-        render.note(f"Page: {html}")
+        render.page(pipeline.page_of_student(student), html)
     if as_json:
         run = None if student.run is None else str(student.run.path)
         mixed = {} if fitted is None else {"budget": fitted.to_json()}

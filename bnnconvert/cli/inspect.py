@@ -24,10 +24,7 @@ def inspect(
 
     given: dict[str, Any] = {"model": model, "trust_pickle": trust_pickle, "input_shape": shape, "steering": steering}
     if html is not None:
-        from bnnconvert.report.page import write_page
-
-        write_page(pipeline.page_of_target(target, **given), html)
-        render.note(f"Page: {html}")
+        render.page(pipeline.page_of_target(target, **given), html)
     found = pipeline.inspect(target, **given)
     if as_json:
         render.as_json(list(found.layers))

@@ -5,6 +5,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -13,9 +14,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from bnnconvert.report.page import write_page
 from bnnconvert.report.table import Table
 from bnnconvert.report.training import epoch_line
 from bnnconvert.report.units import as_duration, as_percent
+from bnnconvert.values.page import Page
 from bnnconvert.values.report import EpochRecord, TrainReport
 
 _UNLIMITED = 1000
@@ -59,6 +62,13 @@ def note(sentence: str) -> None:
     """Tell something beside the result."""
     if _is_main_process():
         _console(stderr=True).print(Text(sentence), soft_wrap=True)
+
+
+def page(shown: Page, path: Path) -> None:
+    """Write a page and say where it is."""
+    if _is_main_process():
+        write_page(shown, path)
+        note(f"Page: {path}")
 
 
 def warning(sentence: str) -> None:

@@ -97,10 +97,8 @@ def _graph(module: nn.Module, call: _Called, follow: Follow) -> GraphModule | No
     if isinstance(module, WEIGHT_LAYERS):
         flat = Graph()
         flat.output(flat.call_module(LAYER, (flat.placeholder("x"),)))
-        part: GraphModule | None = follow(GraphModule({LAYER: module}, flat), call.inputs[0])
-    else:
-        part = follow(module, call.inputs[0])
-    return part
+        module = GraphModule({LAYER: module}, flat)
+    return follow(module, call.inputs[0])
 
 
 def _calls_inside(graph: GraphModule, inputs: tuple[Tensor, ...], path: str) -> tuple[dict[str, _Called], object]:

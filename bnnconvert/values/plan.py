@@ -157,7 +157,6 @@ class Plan:
         before = f"{path}."
         layers = [p for p in self.layers if not p.facts.path.startswith(before)]
         index = next((i for i, p in enumerate(self.layers) if p.facts.path.startswith(before)), len(layers))
-        index = sum(not p.facts.path.startswith(before) for p in self.layers[:index])
         layers[index:index] = [_renamed(p, before + p.facts.path) for p in part.layers]
         return replace(self, layers=tuple(layers))
 
