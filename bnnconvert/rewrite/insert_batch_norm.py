@@ -4,7 +4,8 @@
 
 It starts as the identity and takes its statistics from data before the first training step. `after_layers` gives one
 to each binary layer that has none, which a hardtanh needs as much as a sign; `before_last` and `after_last` add one
-around the last layer, as IR-Net's and BNN's residual networks have it.
+around the last layer, as IR-Net's and BNN's residual networks have it. `directly` asks for a batch norm with no
+activation behind it: a PReLU whose slope turns negative gives one sign only, whatever centred it before.
 
 With `affine = false` each sign gets an input of mean 0 and deviation 1, which a quantizer with fixed levels is made for
 (HWGQ): a batch norm in front without scale and shift. One that only signs read loses its own, unless a scale in it is
@@ -64,12 +65,13 @@ class InsertBatchNorm(Rewrite):
         self,
         *,
         before_signs: bool = True,
+        directly: bool = False,
         after_layers: bool = False,
         before_last: bool = False,
         after_last: bool = False,
         affine: bool = True,
     ) -> None:
-        self.before_signs, self.after_layers = before_signs, after_layers
+        self.before_signs, self.directly, self.after_layers = before_signs, directly, after_layers
         self.before_last, self.after_last = before_last, after_last
         self.affine = affine
 
@@ -79,7 +81,7 @@ class InsertBatchNorm(Rewrite):
             for end in bare:
                 yield from _site(end, end)
             return
-        is_ready = _is_centred if self.affine else _is_standard
+        is_ready = _is_standard if not self.affine else _is_normed if self.directly else _is_centred
         wanted = {
             n: input_of(n) for n in binary_inputs(graph) if self.before_signs and not is_ready(graph, input_of(n))
         }
@@ -134,6 +136,11 @@ def _site(reader: Node, source: Node) -> Iterator[Site | Refusal]:
         yield Site(reader, (source,))
     else:
         yield Refusal(str(reader.target), f"no batch norm fits a tensor of shape {shape}")
+
+
+def _is_normed(graph: GraphModule, node: Node) -> bool:
+    """Whether the value comes from a batch norm with no activation behind it."""
+    return is_call_of(graph, skip_back(graph, node, PASS_THROUGH), BATCH_NORMS)
 
 
 def _is_standard(graph: GraphModule, node: Node) -> bool:

@@ -164,6 +164,16 @@ def test_a_batch_norm_that_turns_a_channel_keeps_its_scale_under_one_without() -
     assert graph.get_submodule("layer2.bn1").running_mean.tolist() == [0.5] * 12  # what it has measured stays
 
 
+def test_a_batch_norm_in_front_of_a_prelu_is_not_the_sign_s_own() -> None:
+    prelu = '"binarize"', '{ name = "replace-activation", to = "prelu" }'
+    through, _ = rewritten(Residual(), *prelu, '"insert-batch-norm"')
+    behind = {str(node.target): module_of(through, input_of(node)) for node in binary_inputs(through)}
+    assert all(isinstance(activation, nn.PReLU) for activation in behind.values())
+    own, plan = rewritten(Residual(), *prelu, '{ name = "insert-batch-norm", directly = true }')
+    assert counts(plan)["insert-batch-norm"] == 4
+    assert all(isinstance(module_of(own, input_of(node)), nn.BatchNorm2d) for node in binary_inputs(own))
+
+
 def test_batch_norm_around_the_last_layer() -> None:
     options = '{ name = "insert-batch-norm", before_signs = false, before_last = true, after_last = true }'
     graph, plan = rewritten(Residual(), '"binarize"', options)
