@@ -106,7 +106,7 @@ def gain_of_two_threads(path: Path, rounds: int) -> float:
     """How much quicker two threads are than one, in turns."""
     sessions = {threads: Session(path, threads=threads) for threads in (1, 2)}
     times: dict[int, list[float]] = {1: [], 2: []}
-    x = sessions[1].artifact.golden_input
+    x = sessions[1].artifact.golden_inputs[0]
     for _ in range(2 * rounds):
         for threads, session in sessions.items():
             session.run(x)

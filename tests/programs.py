@@ -42,7 +42,7 @@ class Case:
             return self._run_on_host(isa, threads)
         executor = Executor(self.program, self.tensors, "case", threads=threads, isa=isa)
         assert isa is None or executor.is_native, executor.reasons
-        return executor.run(self.x)[next(self.program.output.values())]
+        return executor.run([self.x])[next(self.program.output.values())]
 
     def _run_on_host(self, isa: str, threads: int) -> Array:
         (part,), _ = parts_of(self.program, self.tensors)

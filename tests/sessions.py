@@ -12,11 +12,11 @@ from bnnconvert.runtime.session import Session, flattened
 def draft(student: GraphModule, x: torch.Tensor) -> Artifact:
     """Artifact of a student, without a golden output."""
     program, tensors = lower(deploy(student, x), x)
-    return Artifact(program, tensors, Metadata(recipe="tests"), x[:2].numpy().copy(), ())
+    return Artifact(program, tensors, Metadata(recipe="tests"), (x[:2].numpy().copy(),), ())
 
 
 def complete(student: GraphModule, x: torch.Tensor) -> Artifact:
     """Artifact of a student, with its golden output."""
     artifact = draft(student, x)
-    outputs = tuple(flattened(Session(artifact).run(artifact.golden_input)))
-    return Artifact(artifact.program, artifact.tensors, artifact.metadata, artifact.golden_input, outputs)
+    outputs = tuple(flattened(Session(artifact).run(*artifact.golden_inputs)))
+    return Artifact(artifact.program, artifact.tensors, artifact.metadata, artifact.golden_inputs, outputs)

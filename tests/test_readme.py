@@ -19,6 +19,7 @@ from bnnconvert.pipeline import check_recipe
 from bnnconvert.recipe import load_recipe, parse_recipe, recipe_names, recipe_text
 from bnnconvert.rewrite.base import Rewrite, Site
 from bnnconvert.trace.tracer import trace
+from bnnconvert.values.inputs import specs_of
 from bnnconvert.values.plan import Plan
 
 ROOT = Path(__file__).parents[1]
@@ -133,7 +134,7 @@ def test_adding_a_binarizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_adding_a_rewrite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = module_of_block("class GeluToRelu", tmp_path, monkeypatch)["GeluToRelu"]
     assert issubclass(row, Rewrite)
-    rewrite, plan = row(), Plan(recipe="mine", input_shape=(1, 4), layers=())
+    rewrite, plan = row(), Plan(recipe="mine", inputs=specs_of((1, 4)), layers=())
     graph = trace(nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2)), (torch.zeros(1, 4),))
     (site,) = rewrite.find(graph, plan)
     assert isinstance(site, Site)

@@ -29,7 +29,8 @@ def check_program(program: Program, tensors: Mapping[str, Array], where: str) ->
     known: dict[str, ValueSpec] = {}
     used: set[str] = set()
     for spec in program.inputs:
-        _define(spec, known, f"{where}: its input")
+        _define(spec, known, f"{where}: input {spec.name!r}")
+        _check_batch_first(spec, f"{where}: input {spec.name!r}")
     for number, node in enumerate(program.nodes):
         at = f"{where}: node {number} ({node.op}{f' of {node.layer}' if node.layer else ''})"
         if node.op not in SIGNATURES:
@@ -54,7 +55,6 @@ def check_program(program: Program, tensors: Mapping[str, Array], where: str) ->
         if name not in known:
             raise ArtifactError(f"{where}: its output reads value {name!r}, which no node gives")
         _check_batch_first(known[name], f"{where}: output {name!r}")
-    _check_batch_first(program.inputs[0], f"{where}: its input")
     unused = sorted(set(tensors) - used)
     if unused:
         raise ArtifactError(f"{where}: tensor {unused[0]!r} is read by no node")

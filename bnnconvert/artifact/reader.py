@@ -17,6 +17,7 @@ from bnnconvert.artifact.schema import (
     Array,
     Artifact,
     Metadata,
+    golden_input,
 )
 from bnnconvert.errors import ArtifactError, UsageError
 from bnnconvert.values.program import Program
@@ -56,8 +57,7 @@ def from_bytes(content: bytes, where: str) -> Artifact:
     program = _program(container, where)
     tensors = {name: array for name, array in container.tensors.items() if not name.startswith(GOLDEN)}
     check_program(program, tensors, where)
-    golden_input, golden_outputs = _golden(container, program, where)
-    return Artifact(program, tensors, metadata, golden_input, golden_outputs)
+    return Artifact(program, tensors, metadata, *_golden(container, program, where))
 
 
 def _metadata(container: Container, where: str) -> Metadata:
@@ -85,9 +85,9 @@ def _program(container: Container, where: str) -> Program:
         raise ArtifactError(f"{where}: its program is malformed at {_first(error)}{FETCH}") from error
 
 
-def _golden(container: Container, program: Program, where: str) -> tuple[Array, tuple[Array, ...]]:
+def _golden(container: Container, program: Program, where: str) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     specs = program.specs()
-    wanted = {GOLDEN_INPUT: program.inputs[0]}
+    wanted = {golden_input(i): spec for i, spec in enumerate(program.inputs)}
     wanted |= {GOLDEN_OUTPUT.format(i): specs[name] for i, name in enumerate(program.output.values())}
     stored = {name: array for name, array in container.tensors.items() if name.startswith(GOLDEN)}
     if set(stored) != set(wanted):
@@ -101,7 +101,8 @@ def _golden(container: Container, program: Program, where: str) -> tuple[Array, 
         array = stored[name]
         if batch < 1 or array.dtype.name != spec.dtype or array.shape != spec.sized(batch):
             raise ArtifactError(f"{where}: tensor {name!r} has not the type and shape that the program declares{FETCH}")
-    return stored.pop(GOLDEN_INPUT), tuple(stored[n] for n in wanted if n != GOLDEN_INPUT)
+    arrays = tuple(stored[name] for name in wanted)
+    return arrays[: len(program.inputs)], arrays[len(program.inputs) :]
 
 
 def _first(error: ValidationError) -> str:

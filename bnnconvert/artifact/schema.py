@@ -44,6 +44,11 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
+def golden_input(number: int) -> str:
+    """Name of a golden input; the first, which most files have alone, has no number."""
+    return f"{GOLDEN_INPUT}:{number}" if number else GOLDEN_INPUT
+
+
 class Normalisation(Record):
     """What was done to the data before the model saw it: divided by 255 (`uint8`) or nothing, then (x - mean) / std."""
 
@@ -84,5 +89,5 @@ class Artifact:
     program: Program
     tensors: Mapping[str, Array]
     metadata: Metadata
-    golden_input: Array
+    golden_inputs: tuple[Array, ...]
     golden_outputs: tuple[Array, ...]

@@ -194,6 +194,19 @@ _SHAPES = {
     "aten.type_as.default": _TWO,
 }
 
+_CREATED = {
+    "aten.zeros.default": "size ints | dtype dtype?",
+    "aten.ones.default": "size ints | dtype dtype?",
+    "aten.full.default": "size ints, fill_value number | dtype dtype?",
+    "aten.new_zeros.default": "self tensor, size ints | dtype dtype?",
+    "aten.new_ones.default": "self tensor, size ints | dtype dtype?",
+    "aten.new_full.default": "self tensor, size ints, fill_value number | dtype dtype?",
+    "aten.zeros_like.default": "self tensor | dtype dtype?",
+    "aten.ones_like.default": "self tensor | dtype dtype?",
+    "aten.full_like.default": "self tensor, fill_value number | dtype dtype?",
+    "aten.arange.default": "end number | dtype dtype?",
+}
+
 _ARITHMETIC = {
     "aten.add.Tensor": _ALPHA,
     "aten.add.Scalar": "self tensor, other number | alpha number",
@@ -210,6 +223,11 @@ _ARITHMETIC = {
     "aten.logical_not.default": _UNARY,
     "aten.logical_and.default": _TWO,
     "aten.logical_or.default": _TWO,
+    "aten.bitwise_not.default": _UNARY,
+    "aten.bitwise_and.Tensor": _TWO,
+    "aten.bitwise_or.Tensor": _TWO,
+    "aten.bitwise_xor.Tensor": _TWO,
+    "aten.logical_xor.default": _TWO,
     "aten.eq.Scalar": _SCALAR,
     "aten.ne.Scalar": _SCALAR,
     "aten.eq.Tensor": _PAIR,
@@ -268,7 +286,7 @@ def _parse(row: str) -> Signature:
 
 SIGNATURES: Mapping[str, Signature] = {
     op: _parse(row)
-    for rows in (_OURS, _WEIGHTED, _NORMS, _ACTIVATIONS, _POOLS, _SHAPES, _ARITHMETIC)
+    for rows in (_OURS, _WEIGHTED, _NORMS, _ACTIVATIONS, _POOLS, _SHAPES, _CREATED, _ARITHMETIC)
     for op, row in rows.items()
 }
 """Every operator by name."""

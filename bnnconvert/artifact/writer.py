@@ -9,13 +9,13 @@ import numpy as np
 from bnnconvert.artifact.schema import (
     DTYPES,
     FORMAT,
-    GOLDEN_INPUT,
     GOLDEN_OUTPUT,
     MAJOR,
     MINOR,
     TEXTS,
     Array,
     Artifact,
+    golden_input,
 )
 
 UNSIGNED = "0" * 64
@@ -45,7 +45,8 @@ def write(artifact: Artifact, path: Path) -> None:
 def all_tensors(artifact: Artifact) -> dict[str, Array]:
     """Everything that the data section holds: the program's tensors and the golden pair."""
     golden = {GOLDEN_OUTPUT.format(i): a for i, a in enumerate(artifact.golden_outputs)}
-    return {**artifact.tensors, GOLDEN_INPUT: artifact.golden_input, **golden}
+    golden |= {golden_input(i): a for i, a in enumerate(artifact.golden_inputs)}
+    return {**artifact.tensors, **golden}
 
 
 def _metadata(artifact: Artifact) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Numpy files in and out, for `bnnconvert run`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ ONLY = "output"
 """Name of the output where there is just one."""
 
 
-def check_names(source: Path, target: Path) -> None:
-    """Check the endings of the two files, before anything is computed.
+def check_names(sources: Sequence[Path], target: Path) -> None:
+    """Check the endings of the files, before anything is computed.
 
     Raises: UsageError.
     """
-    if source.suffix != ".npy":
-        raise UsageError(f"--input {source}: must be a .npy file; save the array with numpy.save.")
+    for source in sources:
+        if source.suffix != ".npy":
+            raise UsageError(f"--input {source}: must be a .npy file; save the array with numpy.save.")
     if target.suffix not in (".npy", ".npz"):
         raise UsageError(f"--output {target}: must end in .npy, or in .npz for several outputs.")
 

@@ -34,7 +34,7 @@ def compare(
     as_json: options.AsJson = False,
 ) -> None:
     """Train and measure several recipes; typed again, it goes on where it was stopped."""
-    shape = options.shape_of(input_shape)
+    shape = options.inputs_of(input_shape)
     means, stds = options.numbers_of(mean, "--mean"), options.numbers_of(std, "--std")
     from bnnconvert import pipeline
     from bnnconvert.cli import render

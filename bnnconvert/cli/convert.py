@@ -56,7 +56,7 @@ def convert(
     given: dict[str, Any] = {
         "model": model,
         "trust_pickle": trust_pickle,
-        "input_shape": options.shape_of(input_shape),
+        "input_shape": options.inputs_of(input_shape),
         "data": data,
         "mean": options.numbers_of(mean, "--mean"),
         "std": options.numbers_of(std, "--std"),

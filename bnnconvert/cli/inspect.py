@@ -18,7 +18,7 @@ def inspect(
     as_json: options.AsJson = False,
 ) -> None:
     """List what a model, run or artifact consists of."""
-    shape, steering = options.shape_of(input_shape), options.steering_of(leaf, concrete)
+    shape, steering = options.inputs_of(input_shape), options.steering_of(leaf, concrete)
     from bnnconvert import pipeline
     from bnnconvert.cli import render
 

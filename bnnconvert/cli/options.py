@@ -3,13 +3,14 @@
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from bnnconvert.errors import UsageError
 
 if TYPE_CHECKING:
+    from bnnconvert.values.inputs import Inputs, InputSpec
     from bnnconvert.values.steering import Steering
 
 
@@ -49,7 +50,12 @@ Html = Annotated[
     typer.Option("--html", metavar="FILE", help="Write a page with both graphs, the layers and the training."),
 ]
 InputShape = Annotated[
-    str | None, typer.Option(metavar="1,C,H,W", help="Input shape with one sample, for example 1,3,32,32.")
+    list[str] | None,
+    typer.Option(
+        metavar="1,C,H,W",
+        help="Input shape with one sample, for example 1,3,32,32; integers below 1000: 1,16:int64:1000. "
+        "Once for each input, in order.",
+    ),
 ]
 Mean = Annotated[
     str | None, typer.Option(metavar="A,B,C", help="Mean per channel in [0, 1]; default: the training set's.")
@@ -77,15 +83,19 @@ Run = Annotated[
 ]
 
 
-def shape_of(text: str | None) -> tuple[int, ...] | None:
-    """`1,3,32,32` as a shape.
+def inputs_of(texts: list[str] | None) -> "Inputs | None":
+    """`1,3,32,32` and `1,16:int64:1000` as inputs.
 
     Raises: UsageError.
     """
-    if text is None:
-        return None
+    return tuple(map(_input_of, texts)) if texts else None
+
+
+def _input_of(text: str) -> "InputSpec":
+    sizes, _, kind = text.partition(":")
+    dtype, _, below = kind.partition(":")
     try:
-        shape = tuple(int(part) for part in text.split(","))
+        shape = tuple(int(part) for part in sizes.split(","))
     except ValueError:
         shape = ()
     if len(shape) < 2 or min(shape) < 1:
@@ -94,7 +104,18 @@ def shape_of(text: str | None) -> tuple[int, ...] | None:
         raise UsageError(
             f"--input-shape {text}: must begin with 1, the batch; for example 1,{','.join(map(str, shape))}."
         )
-    return shape
+    from pydantic import ValidationError
+
+    from bnnconvert.values.inputs import InputSpec, InputType
+
+    given = {"shape": shape} | ({"dtype": dtype} if dtype else {}) | ({"below": below} if below else {})
+    try:
+        return InputSpec.model_validate(given)
+    except ValidationError:
+        raise UsageError(
+            f"--input-shape {text}: has no such element type; give {', '.join(get_args(InputType))}, for integers with "
+            "the number that they stay below, as in 1,16:int64:1000."
+        ) from None
 
 
 def steering_of(leaf: list[str] | None, concrete: list[str] | None) -> "Steering":

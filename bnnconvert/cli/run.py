@@ -10,8 +10,11 @@ from bnnconvert.cli import options
 
 def run(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A packed file.")],
-    input_file: Annotated[
-        Path, typer.Option("--input", metavar="X.npy", help="Samples as the model sees them, batch first.")
+    input_files: Annotated[
+        list[Path],
+        typer.Option(
+            "--input", metavar="X.npy", help="Samples as the model sees them, batch first; once for each input."
+        ),
     ],
     output_file: Annotated[
         Path, typer.Option("--output", metavar="Y.npy", help="Where the output goes; .npz if there are several.")
@@ -23,9 +26,9 @@ def run(
     from bnnconvert.cli import arrays, render
     from bnnconvert.runtime import Session
 
-    arrays.check_names(input_file, output_file)
+    arrays.check_names(input_files, output_file)
     session = Session(artifact, threads=threads)
-    named = arrays.named_leaves(session.run(arrays.read(input_file)))
+    named = arrays.named_leaves(session.run(*map(arrays.read, input_files)))
     arrays.write(output_file, named)
     shapes = {name: {"shape": list(a.shape), "dtype": a.dtype.name} for name, a in named.items()}
     if as_json:

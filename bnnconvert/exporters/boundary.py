@@ -1,6 +1,6 @@
 """Values so near a sign's threshold that rounding decides their bit, and who may differ because of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -76,18 +76,18 @@ class EngineCheck:
         names = {*map(_input, self.encodes), *self.session.program.output.values()}
         return {name: values[name][samples] for name in names}
 
-    def explained(self, x: Array, values: Mapping[str, Array]) -> Bits:
+    def explained(self, inputs: Sequence[Array], values: Mapping[str, Array]) -> Bits:
         """Samples whose outputs may differ from the portable `values`, as bits at a boundary do before any other.
 
         Where the engine agrees in all bits once it shows them, its outputs must agree as well, and some value must lie
         at a boundary: then what differed was the rounding of an operation that showing the values took apart.
         """
-        seen = flattened(self.shown.run(x))
-        flips, near = Flips(len(x)), np.zeros(len(x), np.bool_)
+        seen, samples = flattened(self.shown.run(*inputs)), len(inputs[0])
+        flips, near = Flips(samples), np.zeros(samples, np.bool_)
         for node, ours in zip(self.encodes, seen, strict=False):
             theirs, (thresholds, start) = values[_input(node)], _tables(node, self.session)
-            boundary = at_boundary(theirs, thresholds).reshape(len(x), -1)
-            sides = [packed.encode(side, thresholds, start).reshape(len(x), -1) for side in (ours, theirs)]
+            boundary = at_boundary(theirs, thresholds).reshape(samples, -1)
+            sides = [packed.encode(side, thresholds, start).reshape(samples, -1) for side in (ours, theirs)]
             flips.add(sides[0] != sides[1], boundary)
             near |= boundary.any(1)
         outputs = [values[name] for name in self.session.program.output.values()]

@@ -9,41 +9,41 @@ from bnnconvert.errors import RefusalError, UsageError
 from bnnconvert.lower.deploy import deploy
 from bnnconvert.lower.program import lower
 from bnnconvert.runtime.session import flattened
+from bnnconvert.values.inputs import Example, as_tuple
 
 
-def deployed_form(student: GraphModule, golden_input: Tensor) -> tuple[GraphModule, Tensor]:
-    """The deployed graph of a student on the CPU, and the golden input as the file will hold it.
+def deployed_form(student: GraphModule, golden_input: Example) -> tuple[GraphModule, tuple[Tensor, ...]]:
+    """The deployed graph of a student on the CPU, and the golden inputs as the file will hold them.
 
     Raises: UsageError, RefusalError.
     """
-    if golden_input.dim() < 1 or len(golden_input) < 1:
+    golden = as_tuple(golden_input)
+    if any(x.dim() < 1 or len(x) < 1 for x in golden):
         raise UsageError("export: the golden input has no sample; give at least one")
-    golden_input = golden_input.detach().cpu().contiguous()
+    golden = tuple(x.detach().cpu().contiguous() for x in golden)
     device = next((p.device for p in student.parameters()), torch.device("cpu"))
     if device.type != "cpu":
         raise UsageError(
             "export: the student must be on the CPU to be compared with its packed form; call student.cpu() first"
         )
-    return deploy(student, golden_input), golden_input
+    return deploy(student, golden), golden
 
 
-def draft_of(deployed: GraphModule, golden_input: Tensor, metadata: Metadata | None = None) -> Artifact:
+def draft_of(deployed: GraphModule, golden: tuple[Tensor, ...], metadata: Metadata | None = None) -> Artifact:
     """The artifact of a deployed graph, but for the golden outputs.
 
     Raises: RefusalError.
     """
-    check_independent(deployed, golden_input)
-    program, tensors = lower(deployed, golden_input)
-    return Artifact(program, tensors, metadata or Metadata(), golden_input.numpy(), ())
+    check_independent(deployed, golden)
+    program, tensors = lower(deployed, golden)
+    return Artifact(program, tensors, metadata or Metadata(), tuple(x.numpy() for x in golden), ())
 
 
-def check_independent(deployed: GraphModule, golden_input: Tensor) -> None:
+def check_independent(deployed: GraphModule, golden: tuple[Tensor, ...]) -> None:
     """Refuse a model in which one sample changes the output of another: the batch could not stay free."""
-    first = golden_input[:1]
+    others = (lambda x: x[-1:]), (lambda x: torch.zeros_like(x[:1]))
     with torch.no_grad():
-        outputs = [
-            flattened(deployed(torch.cat([first, other]))) for other in (golden_input[-1:], torch.zeros_like(first))
-        ]
+        outputs = [flattened(deployed(*(torch.cat([x[:1], other(x)]) for x in golden))) for other in others]
     for one, two in zip(*outputs, strict=True):
         if not isinstance(one, Tensor) or one.dim() < 1 or len(one) != 2:
             raise RefusalError("export: each output must be a tensor with the samples on its first axis; return it so")

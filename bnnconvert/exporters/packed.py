@@ -17,6 +17,7 @@ from bnnconvert.exporters.verify import verify
 from bnnconvert.lower.deploy import tensor_bytes
 from bnnconvert.runtime.session import Session, flattened
 from bnnconvert.values.files import atomic_write
+from bnnconvert.values.inputs import Example, as_tuple
 from bnnconvert.values.program import Constant, Node, Program
 from bnnconvert.values.report import ExportReport, PackedLayerReport, VerifyReport
 
@@ -25,19 +26,20 @@ def export_packed(
     student: GraphModule,
     path: str | Path,
     *,
-    golden_input: Tensor,
+    golden_input: Example,
     metadata: Metadata | None = None,
     teacher: nn.Module | None = None,
 ) -> ExportReport:
     """Write the packed artifact of a student whose every binary operand is binary.
 
-    `golden_input` holds a few samples as the model sees them. `teacher` is the float model, for its size.
+    `golden_input` holds a few samples as the model sees them, of each input where it takes several. `teacher` is the
+    float model, for its size.
 
     Raises: RefusalError for a model that has no packed form, VerificationError where the file computes something
     else than the student; nothing is left behind then.
     """
-    deployed, golden_input = deployed_form(student, golden_input)
-    report = export_deployed(deployed, student, path, golden_input=golden_input, metadata=metadata)
+    deployed, golden = deployed_form(student, golden_input)
+    report = export_deployed(deployed, student, path, golden_input=golden, metadata=metadata)
     return dataclasses.replace(report, float_bytes=0 if teacher is None else module_bytes(teacher))
 
 
@@ -46,18 +48,19 @@ def export_deployed(
     student: GraphModule,
     path: str | Path,
     *,
-    golden_input: Tensor,
+    golden_input: Example,
     metadata: Metadata | None = None,
 ) -> ExportReport:
     """Write a deployed graph and prove that the file computes what `student` computes."""
-    draft = draft_of(deployed, golden_input, metadata)
-    outputs = tuple(flattened(Session(draft).run(draft.golden_input)))
+    golden_inputs = as_tuple(golden_input)
+    draft = draft_of(deployed, golden_inputs, metadata)
+    outputs = tuple(flattened(Session(draft).run(*draft.golden_inputs)))
     artifact = dataclasses.replace(draft, golden_outputs=outputs)
     with atomic_write(path) as temporary:
         write(artifact, temporary)
-        compared = _prove(temporary, student, golden_input, path)
+        compared = _prove(temporary, student, golden_inputs, path)
         file_bytes = temporary.stat().st_size
-    tensor, golden = _bytes(draft.tensors.values()), _bytes((artifact.golden_input, *outputs))
+    tensor, golden = _bytes(draft.tensors.values()), _bytes((*artifact.golden_inputs, *outputs))
     return ExportReport(
         path=str(path),
         predicted_bytes=tensor_bytes(deployed),
@@ -71,7 +74,7 @@ def export_deployed(
     )
 
 
-def _prove(written: Path, student: GraphModule, golden_input: Tensor, path: str | Path) -> VerifyReport:
+def _prove(written: Path, student: GraphModule, golden: tuple[Tensor, ...], path: str | Path) -> VerifyReport:
     """Open what was written and compare it with the student."""
     try:
         session = Session(written)
@@ -80,7 +83,7 @@ def _prove(written: Path, student: GraphModule, golden_input: Tensor, path: str 
         raise VerificationError(
             f"{path}: the file just written does not hold ({error}); it was removed, please report this"
         ) from error
-    report = verify(student, session, [golden_input])
+    report = verify(student, session, [golden])
     if not report.passed:
         raise VerificationError(f"{path}: {report.failure}; it was removed, please report this")
     return report

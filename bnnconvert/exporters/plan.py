@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule
 
 from bnnconvert.artifact.schema import Metadata
@@ -13,6 +13,7 @@ from bnnconvert.lower.deploy import tensor_bytes
 from bnnconvert.runtime import native
 from bnnconvert.runtime.session import Session
 from bnnconvert.values.files import write_bytes
+from bnnconvert.values.inputs import Example
 from bnnconvert.values.report import ExportReport
 
 
@@ -20,7 +21,7 @@ def export_plan(
     student: GraphModule,
     path: str | Path,
     *,
-    golden_input: Tensor,
+    golden_input: Example,
     metadata: Metadata | None = None,
     teacher: nn.Module | None = None,
 ) -> ExportReport:
@@ -31,11 +32,11 @@ def export_plan(
     """
     if native.library() is None:
         raise UsageError("export: a plan is proved on the native engine, which this installation lacks; give --packed.")
-    deployed, golden_input = deployed_form(student, golden_input)
-    draft = draft_of(deployed, golden_input)
+    deployed, golden = deployed_form(student, golden_input)
+    draft = draft_of(deployed, golden)
     session = Session(draft, engine="native")
     content = _plan_of(session)
-    report = verify(student, session, [golden_input])
+    report = verify(student, session, [golden])
     if not report.passed:
         raise VerificationError(f"{path}: {report.failure}; nothing was written")
     write_bytes(path, content)

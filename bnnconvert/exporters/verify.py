@@ -30,21 +30,23 @@ from bnnconvert.layers.base import BinaryLayer
 from bnnconvert.layers.conv2d import BinaryConv2d
 from bnnconvert.runtime.session import Session, flattened
 from bnnconvert.tasks import CLASSIFICATION, Task
+from bnnconvert.values.inputs import Example, as_tuple
 from bnnconvert.values.program import Value
 from bnnconvert.values.report import LayerFlips, VerifyReport
 
 
 def verify(
-    student: GraphModule, session: Session, batches: Iterable[Tensor], *, task: Task = CLASSIFICATION
+    student: GraphModule, session: Session, batches: Iterable[Example], *, task: Task = CLASSIFICATION
 ) -> VerifyReport:
     """Run both on every batch and account for every difference; the student's mode is left as it was."""
     tally, check = _Tally(task), None
     with evaluation(student), torch.no_grad():
-        for x in batches:
-            recorder = Recorder(student)
-            expected = flattened(recorder.run(x))
-            values = session.trace(x.numpy())
-            flips = _LayerFlips(len(x))
+        for batch in batches:
+            recorder, inputs = Recorder(student), as_tuple(batch)
+            expected = flattened(recorder.run(*inputs))
+            arrays = [x.numpy() for x in inputs]
+            values = session.trace(*arrays)
+            flips = _LayerFlips(len(inputs[0]))
             for name, call, bits, acc in _binary_calls(session, values):
                 layer = student.get_submodule(name)
                 assert isinstance(layer, BinaryLayer)
@@ -53,11 +55,11 @@ def verify(
             actual = [values[name] for name in session.program.output.values()]
             tally.add(flips, actual, [e.numpy() for e in expected])
             if session.isa is not None:
-                differs, _ = differing(flattened(session.run(x.numpy())), actual)
+                differs, _ = differing(flattened(session.run(*arrays)), actual)
                 explained = differs.copy()
                 if differs.any():
                     check = check or EngineCheck(session)
-                    explained[differs] = check.explained(x.numpy()[differs], check.values_of(values, differs))
+                    explained[differs] = check.explained([a[differs] for a in arrays], check.values_of(values, differs))
                 tally.add_engine(differs, explained)
     return tally.report(session.isa)
 

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from bnnconvert.errors import RefusalError
 from bnnconvert.graph import set_module
+from bnnconvert.values.inputs import InputSpec, dtype_of
 
 _CONVOLUTIONS = {"aten.conv1d": nn.Conv1d, "aten.conv2d": nn.Conv2d, "aten.conv3d": nn.Conv3d}
 _NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
@@ -70,8 +71,8 @@ class _Lift:
         self.made: dict[Node, Any] = {}
         self.tensors: dict[Node, str] = {}
         """Paths of parameters and buffers."""
-        self.input_shape: tuple[int, ...] | None = None
-        """Of one sample, where no size of it is free."""
+        self.inputs: list[InputSpec | None] = []
+        """None where a size besides the samples is free."""
 
     def run(self) -> GraphModule:
         """The whole graph over the modules."""
@@ -86,20 +87,22 @@ class _Lift:
             else:
                 raise RefusalError(f"{self.where}: {node.name} is a nested graph; export a model without branches.")
         made = GraphModule(self.root, self.graph, class_name="Exported")
-        made.meta["input_shape"] = self.input_shape
+        known = [spec for spec in self.inputs if spec is not None]
+        made.meta["inputs"] = tuple(known) if len(known) == len(self.inputs) else None
         made.eval()
         return made
 
     def _input(self, node: Node, spec: Any) -> None:
         if spec.kind == InputKind.USER_INPUT:
-            shape = node.meta["val"].shape
+            value = node.meta["val"]
+            shape = value.shape
             if isinstance(shape[0], int):
                 raise RefusalError(
                     f"{self.where}: was exported for {shape[0]} samples and no other number; export "
                     "it with dynamic_shapes={0: torch.export.Dim('batch')} for its input."
                 )
-            if self.input_shape is None and all(isinstance(size, int) for size in shape[1:]):
-                self.input_shape = (1, *shape[1:])
+            is_fixed = all(isinstance(size, int) for size in shape[1:])
+            self.inputs.append(InputSpec(shape=(1, *shape[1:]), dtype=dtype_of(value)) if is_fixed else None)
             self.made[node] = self.graph.placeholder(node.name)
             return
         self.tensors[node] = spec.target

@@ -7,6 +7,7 @@ ImageNet (224). Two traps: an adaptive pool that has to enlarge its input hides 
 `x.view(-1, 400)` turns a wrong size into a wrong number of samples; neither counts as taking a size.
 """
 
+import inspect
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -29,6 +30,16 @@ def guess_input_shape(module: nn.Module) -> tuple[int, ...]:
 
     Raises: UsageError where no common shape works.
     """
+    needed = [
+        name
+        for name, parameter in inspect.signature(module.forward).parameters.items()
+        if parameter.kind <= parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty
+    ]
+    if len(needed) > 1:
+        raise UsageError(
+            f"{type(module).__name__} takes {len(needed)} inputs ({', '.join(needed)}); give the shape of each with "
+            "--input-shape, in this order."
+        )
     first = next((m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)), None)
     if first is None:
         raise UsageError(

@@ -15,14 +15,15 @@ from bnnconvert.layers.linear import BinaryLinear
 from bnnconvert.layers.packed import Encode, PackedLayer, packed_layer
 from bnnconvert.lower.folds.table import FOLDS
 from bnnconvert.shapes import propagate_shapes
+from bnnconvert.values.inputs import Example, as_tuple
 
 
-def deploy(student: GraphModule, example: torch.Tensor) -> GraphModule:
-    """Deployed form of `student`; `example` is an input of at least one sample, used for shapes only."""
+def deploy(student: GraphModule, example: Example) -> GraphModule:
+    """Deployed form of `student`; `example` is an input, or the inputs, of at least one sample, for shapes only."""
     # No fold writes into a parameter.
     kept = (p for p in student.parameters() if p.device.type == "cpu")
     deployed = copy_sharing(student, kept).cpu().eval()
-    propagate_shapes(deployed, example.detach().cpu())
+    propagate_shapes(deployed, *(x.detach().cpu() for x in as_tuple(example)))
     expand(deployed)
     for fold in FOLDS.values():
         for site in fold.find(deployed):
@@ -100,6 +101,6 @@ def tensor_bytes(deployed: GraphModule) -> int:
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
-def deploy_bytes(student: GraphModule, example: torch.Tensor) -> int:
+def deploy_bytes(student: GraphModule, example: Example) -> int:
     """Tensor bytes of the artifact of `student`, golden input and output not counted, without writing it."""
     return tensor_bytes(deploy(student, example))

@@ -18,6 +18,7 @@ from torch.fx import GraphModule
 from bnnconvert.errors import RefusalError
 from bnnconvert.graph import set_module
 from bnnconvert.layers.int8 import LARGEST, Int8Layer, int8_layer
+from bnnconvert.values.inputs import Example, run_on
 from bnnconvert.values.program import Constant, Program, Value
 
 SHARES = [i / 50 for i in range(15, 51)]
@@ -35,7 +36,7 @@ class Edge:
     """Of the 8-bit layer, the correction included. Shapes: (O,)."""
 
 
-def calibrate(student: GraphModule, paths: Sequence[str], batches: Iterable[Tensor]) -> dict[str, Edge]:
+def calibrate(student: GraphModule, paths: Sequence[str], batches: Iterable[Example]) -> dict[str, Edge]:
     """Ranges and corrections of the layers at `paths`, which are float convolutions and linear layers.
 
     Raises: RefusalError for a layer without an 8-bit form, or one whose input is all zero.
@@ -96,13 +97,13 @@ def _made(layer: nn.Module, path: str, factor: float) -> Int8Layer:
     return made
 
 
-def _inputs_of(student: GraphModule, path: str, batches: Sequence[Tensor]) -> list[Tensor]:
+def _inputs_of(student: GraphModule, path: str, batches: Sequence[Example]) -> list[Tensor]:
     seen: list[Tensor] = []
     hook = student.get_submodule(path).register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
     try:
         with torch.no_grad():
             for x in batches:
-                student(x)
+                run_on(student, x)
     finally:
         hook.remove()
     return seen

@@ -19,6 +19,7 @@ from bnnconvert.channels import channel_sums
 from bnnconvert.errors import RefusalError
 from bnnconvert.graph import BATCH_NORMS, is_call_of, is_called_once, module_of, only_user, set_module
 from bnnconvert.layers.predicted import PredictedLayer, Predictor, folded, one_bit_copy
+from bnnconvert.values.inputs import Example, run_on
 from bnnconvert.values.plan import Plan
 from bnnconvert.values.program import Constant, Program, Value
 from bnnconvert.values.program import Node as Call
@@ -75,7 +76,7 @@ def site_of(student: GraphModule, path: str) -> Site | str:
     return Site(folded(layer, batch_norm), node, last)
 
 
-def calibrate(student: GraphModule, shares: Mapping[str, float], batches: Iterable[Tensor]) -> dict[str, Predictor]:
+def calibrate(student: GraphModule, shares: Mapping[str, float], batches: Iterable[Example]) -> dict[str, Predictor]:
     """Predictors of the layers in `shares`, each missing at most that share of the positive outputs of any channel.
 
     Raises: RefusalError for a layer that can have none.
@@ -163,7 +164,7 @@ def predictors_of(program: Program, tensors: Mapping[str, NDArray[Any]]) -> dict
     return found
 
 
-def tallies(made: GraphModule, paths: Sequence[str], batches: Iterable[Tensor]) -> dict[str, Tally]:
+def tallies(made: GraphModule, paths: Sequence[str], batches: Iterable[Example]) -> dict[str, Tally]:
     """What the predictors of a student did on some data."""
     counts = {path: torch.zeros(4, dtype=torch.int64) for path in paths}
 
@@ -184,7 +185,9 @@ def _site(student: GraphModule, path: str) -> Site:
     return site
 
 
-def _look(student: GraphModule, names: Mapping[str, str], batches: Iterable[Tensor], look: Callable[..., None]) -> None:
+def _look(
+    student: GraphModule, names: Mapping[str, str], batches: Iterable[Example], look: Callable[..., None]
+) -> None:
     """Run a student on every batch and show what enters each of these modules, under its name."""
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -194,7 +197,7 @@ def _look(student: GraphModule, names: Mapping[str, str], batches: Iterable[Tens
     try:
         with torch.no_grad():
             for x in batches:
-                student(x)
+                run_on(student, x)
     finally:
         for handle in hooks:
             handle.remove()

@@ -2,7 +2,8 @@
 
 Sizes that depend on the number of samples are multiples of it (`x.size(0)`, `-1` in a view): each becomes a `Batch`,
 so the program holds no size arithmetic and its batch stays free. In-place operators become their functional twins;
-what does nothing in evaluation mode is left out.
+what does nothing in evaluation mode is left out. Tensors that the model makes from nothing (coordinates, masks) are
+computed here and stored.
 """
 
 import math
@@ -14,12 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from bnnconvert.artifact.signatures import SIGNATURES, mismatch
 from bnnconvert.errors import RefusalError, first_line
 from bnnconvert.layers.packed import PackedLayer
 from bnnconvert.values import program as values
+from bnnconvert.values.inputs import Example, as_tuple
 from bnnconvert.values.program import (
     Argument,
     Batch,
@@ -46,14 +49,16 @@ IGNORED = {
 }
 SAME = {"aten.dropout.default", "aten.feature_dropout.default", "aten.alpha_dropout.default", "aten.detach.default"}
 SAME |= {"aten.detach_.default", "aten.alias.default", "aten.lift_fresh_copy.default", "aten.dropout_.default"}
+MOVES = {"aten.to.device": "aten.to.dtype", "aten.to.dtype_layout": "aten.to.dtype"}
+"""What says where a tensor goes says perhaps of which type it is then."""
 PLACES = {"device", "layout", "memory_format", "pin_memory", "non_blocking", "implicit"}
 """Arguments that say where and how a tensor lies, not what it is."""
 
 
-def lower(deployed: GraphModule, example: Tensor) -> tuple[Program, Arrays]:
+def lower(deployed: GraphModule, example: Example) -> tuple[Program, Arrays]:
     """Program of a deployed graph and the tensors that it reads.
 
-    `example` is an input of at least one sample.
+    `example` is an input, or the inputs, of at least one sample.
 
     Raises: RefusalError where the graph cannot be exported with a free batch, or calls an operator we do not know.
     """
@@ -61,7 +66,7 @@ def lower(deployed: GraphModule, example: Tensor) -> tuple[Program, Arrays]:
     return _Lowering(exported, deployed).run()
 
 
-def _export(deployed: GraphModule, example: Tensor) -> "ExportedProgram":
+def _export(deployed: GraphModule, example: Example) -> "ExportedProgram":
     for path, reason in deployed.meta.get("opaque", {}).items():
         raise RefusalError(
             f"export: {path} runs code that no file can hold, as it cannot be followed: {reason}; rewrite that line "
@@ -70,9 +75,9 @@ def _export(deployed: GraphModule, example: Tensor) -> "ExportedProgram":
     # Here, as it takes a second to import and a conversion does without.
     from torch.export import Dim, export
 
-    two = torch.cat([example[:1], example[:1]]).cpu()
+    twos, batch = tuple(torch.cat([x[:1], x[:1]]).cpu() for x in as_tuple(example)), Dim("batch")
     try:
-        return export(deployed, (two,), dynamic_shapes=({0: Dim("batch")},), strict=False)
+        return export(deployed, twos, dynamic_shapes=tuple({0: batch} for _ in twos), strict=False)
     except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError) as error:
         raise RefusalError(
             f"export: torch.export cannot follow the model with a free number of samples ({first_line(error)[:300]}); "
@@ -89,6 +94,8 @@ class _Lowering:
         self.paths = {path for path, _ in deployed.named_modules()}
         self.refs: dict[Node, Scalar | tuple[Scalar, ...]] = {}
         self.tensors: dict[str, Tensor] = {}
+        self.created: dict[Node, Any] = {}
+        """What the model makes from nothing."""
         self.inputs: list[ValueSpec] = []
         self.nodes: list[values.Node] = []
 
@@ -107,10 +114,6 @@ class _Lowering:
 
     def _input(self, node: Node, spec: Any) -> None:
         if spec.kind.name == "USER_INPUT":
-            if self.inputs:
-                raise RefusalError(
-                    "export: a program has one input, and this model takes several; wrap it in one that takes one"
-                )
             self.inputs.append(self._spec(node.name, node.meta["val"], "input"))
             self.refs[node] = Value(value=node.name)
             return
@@ -121,17 +124,24 @@ class _Lowering:
     def _call(self, node: Node) -> None:
         if node.target is operator.getitem:
             source, index = node.args
+            if source in self.created:
+                self._store(node, self.created[source][index])  # type: ignore[index]
+                return
             self.refs[node] = self.refs[source][index]  # type: ignore[index]
             return
         name = str(node.target)
         if isinstance(node.meta.get("val"), torch.SymInt | int) or name in IGNORED or callable_is_symbolic(node.target):
             return
-        if name in SAME:
+        if name in SAME or (name in MOVES and node.meta["val"].dtype == node.all_input_nodes[0].meta["val"].dtype):
             self.refs[node] = self.refs[node.all_input_nodes[0]]
+            return
+        if self._is_made_of_nothing(node):
+            args, kwargs = map_arg((node.args, node.kwargs), self.created.__getitem__)
+            self._store(node, node.target(*args, **kwargs))  # type: ignore[operator]
             return
         op = name.removesuffix(".default") if name.startswith("bnnconvert.") else name
         layer = self._layer(node)
-        mutated, op = _functional(op)
+        mutated, op = _functional(MOVES.get(op, op))
         if op not in SIGNATURES:
             raise RefusalError(
                 f"{layer or node.name}: operator {name} has no place in a packed program yet; keep it out of the model"
@@ -149,6 +159,22 @@ class _Lowering:
         self.refs[node] = refs if outputs is value else refs[0]
         if mutated:
             self._rename(node, layer or node.name)
+
+    def _is_made_of_nothing(self, node: Node) -> bool:
+        """Whether a call gives the same tensor whatever the model's input and parameters are."""
+        assert isinstance(node.target, torch._ops.OpOverload)
+        takes_tensors = any("Tensor" in str(a.type) for a in node.target._schema.arguments)
+        made = all(n in self.created for n in node.all_input_nodes)
+        draws = torch.Tag.nondeterministic_seeded in node.target.tags
+        in_place = node.target._schema.is_mutable
+        return made and bool(node.all_input_nodes or not takes_tensors) and not (draws or in_place)
+
+    def _store(self, node: Node, value: Any) -> None:
+        """Take a computed value; one of several tensors is stored when it is read."""
+        self.created[node] = value
+        if isinstance(value, Tensor):
+            name = f"constant.{node.name}"
+            self.tensors[name], self.refs[node] = value, Constant(tensor=name)
 
     def _rename(self, node: Node, layer: str) -> None:
         """Later readers of a tensor that was changed in place read the new value; aliases of it cannot be followed."""

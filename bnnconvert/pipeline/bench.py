@@ -45,8 +45,9 @@ def bench(
     names = _names(peers, has_original=against is not None)
     session = Session(artifact, threads=threads)
     golden = session.golden_difference()
-    shape = (batch, *session.input_shape[1:])
-    x = np.resize(session.artifact.golden_input, shape)
+    if len(session.program.inputs) > 1:
+        raise UsageError(f"{artifact}: takes several inputs, and bench times models of one; time Session.run itself.")
+    x = np.resize(session.artifact.golden_inputs[0], session.program.inputs[0].sized(batch))
     with tempfile.TemporaryDirectory(prefix="bnnconvert-bench-") as folder:
         files = Files(Path(folder))
         shutil.copyfile(artifact, files.artifact)

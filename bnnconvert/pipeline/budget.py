@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 from bnnconvert.errors import RefusalError, UsageError
 from bnnconvert.load.data import load_data
 from bnnconvert.load.model import load_model
-from bnnconvert.pipeline.convert import convert_model, input_shape_of, traced
+from bnnconvert.pipeline.convert import convert_model, inputs_of, traced
 from bnnconvert.pipeline.mixture import FLOAT, INT8, Mixture
 from bnnconvert.pipeline.recipe_check import check_recipe, unpackable
 from bnnconvert.pipeline.rules import text_with_rules
@@ -26,6 +26,7 @@ from bnnconvert.recipe import parse_recipe, recipe_text
 from bnnconvert.trace.dataflow import layer_facts
 from bnnconvert.values.budget import Budget, Choice, Fitted
 from bnnconvert.values.data import Data, check_fits
+from bnnconvert.values.inputs import Shapes
 from bnnconvert.values.plan import LayerFacts
 from bnnconvert.values.recipe import Recipe
 from bnnconvert.values.steering import Steering
@@ -40,7 +41,7 @@ def convert_within(
     *,
     model: str | None = None,
     trust_pickle: bool = False,
-    input_shape: Sequence[int] | None = None,
+    input_shape: Shapes | None = None,
     data: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -62,10 +63,10 @@ def convert_within(
         raise RefusalError(f"recipe {recipe!r} has no packed file to keep to a budget, as {reason}; choose another one")
     module = load_model(spec, model=model, trust_pickle=trust_pickle).module
     loaded = load_data(data, mean=mean, std=std)
-    shape, _ = input_shape_of(module, input_shape, loaded)
-    probe = probe_input(shape, loaded)
+    inputs, _ = inputs_of(module, input_shape, loaded)
+    probe = probe_input(inputs, loaded)
     teacher = traced(module, probe, steering)
-    check_fits(loaded, shape, outputs_of(teacher, probe))
+    check_fits(loaded, inputs[0].shape, outputs_of(teacher, probe))
     fitted = fit_budget(
         teacher, layer_facts(teacher), parsed, budget, loaded, probe=probe, samples=samples, progress=measured
     )

@@ -36,6 +36,7 @@ from bnnconvert.train.cost import step_cost
 from bnnconvert.values.comparison import ComparedRecipe, Comparison, Conditions, Figures
 from bnnconvert.values.data import Data
 from bnnconvert.values.files import write_text
+from bnnconvert.values.inputs import Shapes
 from bnnconvert.values.progress import Progress, Silent
 from bnnconvert.values.recipe import Published, Recipe
 from bnnconvert.values.report import VerifyReport
@@ -48,7 +49,7 @@ def compare(
     *,
     model: str | None = None,
     trust_pickle: bool = False,
-    input_shape: Sequence[int] | None = None,
+    input_shape: Shapes | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     epochs: int | None = None,

@@ -34,6 +34,7 @@ from bnnconvert.train import prepare
 from bnnconvert.train.latent import binary_layers
 from bnnconvert.train.reconstruct import Reconstruction, reconstruct
 from bnnconvert.values.data import Data, check_fits
+from bnnconvert.values.inputs import Inputs, Shapes, specs_of, specs_of_example
 from bnnconvert.values.plan import Plan
 from bnnconvert.values.progress import Progress
 from bnnconvert.values.recipe import Recipe
@@ -49,7 +50,7 @@ def convert(
     recipe: str | Recipe = "xnor",
     *,
     example_inputs: tuple[Tensor, ...] | None = None,
-    input_shape: Sequence[int] | None = None,
+    input_shape: Shapes | None = None,
     data: str | Data | None = None,
     calibrate: int | None = None,
     steering: Steering | None = None,
@@ -66,14 +67,14 @@ def convert(
     if isinstance(recipe, str):
         recipe = load_recipe(recipe)
     if example_inputs is not None:
-        input_shape = (1, *example_inputs[0].shape[1:])
+        input_shape = specs_of_example(example_inputs)
     return _convert(copy.deepcopy(model), recipe, input_shape, _data(data), calibrate, steering, progress)
 
 
 def _convert(
     model: nn.Module,
     recipe: Recipe,
-    input_shape: Sequence[int] | None,
+    input_shape: Shapes | None,
     loaded: Data | None,
     calibrate: int | None,
     steering: Steering | None,
@@ -83,20 +84,20 @@ def _convert(
     rewrites = check_recipe(recipe)
     if calibrate is not None and loaded is None:
         raise UsageError("To calibrate takes images; give them with --data DIR.")
-    shape, notes = input_shape_of(model, input_shape, loaded)
+    inputs, notes = inputs_of(model, input_shape, loaded)
     is_guess = bool(notes)
-    probe = probe_input(shape, loaded)
+    probe = probe_input(inputs, loaded)
     teacher = traced(model.cpu().float(), probe, steering)
     notes = (*notes, *teacher.meta.get("notes", ()))
     if loaded is not None:
-        check_fits(loaded, shape, outputs_of(teacher, probe))
+        check_fits(loaded, inputs[0].shape, outputs_of(teacher, probe))
     facts, size = layer_facts(teacher), module_bytes(model)
-    student, plan = _rewritten(teacher, make_plan(recipe, facts, input_shape=shape, model_bytes=size), rewrites, probe)
+    student, plan = _rewritten(teacher, make_plan(recipe, facts, inputs=inputs, model_bytes=size), rewrites, probe)
     warnings, dead = check_signs(student, probe, recipe.checks)
     kept = [kept_float(dead, CONSTANT)] if dead else []
     if dead:
         recipe = with_rules(recipe, kept)
-        plan = make_plan(recipe, facts, input_shape=shape, model_bytes=size)
+        plan = make_plan(recipe, facts, inputs=inputs, model_bytes=size)
         student, plan = _rewritten(teacher, plan, rewrites, probe)
         warnings, _ = check_signs(student, probe, recipe.checks)
     if loaded is not None and calibrate is not None:
@@ -108,14 +109,14 @@ def _convert(
     if obstacle is not None:
         notes = (*notes, f"The student trains and cannot be exported: {obstacle[0]}: {obstacle[1]}.")
     can_export = obstacle is None and not student.meta.get("opaque")
-    predicted = predicted_bytes(student, plan, probe[0]) if can_export else None
+    predicted = predicted_bytes(student, plan, probe) if can_export else None
     plan = changed(plan, warnings=warnings, predicted_bytes=predicted)
     return Student(
         student,
         teacher,
         plan,
         recipe,
-        shape,
+        inputs,
         shape_is_guessed=is_guess,
         data=data_record(loaded),
         notes=notes,
@@ -131,7 +132,7 @@ def _rewritten(
     return student, planned(student, run_rewrites(student, plan, rewrites, probe=probe))
 
 
-def predicted_bytes(student: GraphModule, plan: Plan, probe: Tensor) -> int:
+def predicted_bytes(student: GraphModule, plan: Plan, probe: tuple[Tensor, ...]) -> int:
     """Tensor bytes of the student's artifact, with the plan's 8-bit layers and predictors."""
     paths, shares = [layer.facts.path for layer in plan.layers if layer.int8], plan.predicted
     network = with_edges(student, calibrate_edges(student, paths, [probe])) if paths else student
@@ -153,7 +154,7 @@ def convert_model(
     *,
     model: str | None = None,
     trust_pickle: bool = False,
-    input_shape: Sequence[int] | None = None,
+    input_shape: Shapes | None = None,
     data: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -224,7 +225,7 @@ def convert_again(student: Student, data: Data) -> None:
         )
         run.write(run.read().model_copy(update={"source": record.source, "task": record.task}))
     student.model, student.teacher, student.plan = fresh.model, fresh.teacher, fresh.plan
-    student.input_shape, student.shape_is_guessed = fresh.input_shape, False
+    student.inputs, student.shape_is_guessed = fresh.inputs, False
 
 
 def open_run(path: str | Path | None = None) -> Student:
@@ -236,20 +237,20 @@ def open_run(path: str | Path | None = None) -> Student:
     record = run.read()
     loaded = load_source(run, record)
     recipe = parse_recipe(run.file("recipe.toml").read_text("utf-8"), where=str(run.path))
-    student = _rebuild(loaded, recipe, record.input_shape, record.steering)
+    student = _rebuild(loaded, recipe, record.inputs, record.steering)
     load_weights(student.model, run)
     student.run, student.data, student.shape_is_guessed = run, record.data, record.shape_is_guessed
     student.task = record.task
     return student
 
 
-def _rebuild(loaded: LoadedModel, recipe: Recipe, shape: tuple[int, ...], steering: Steering) -> Student:
+def _rebuild(loaded: LoadedModel, recipe: Recipe, inputs: Inputs, steering: Steering) -> Student:
     """The student as convert made it, before its own weights are loaded."""
-    probe = probe_input(shape, None)
+    probe = probe_input(inputs)
     teacher = traced(loaded.module, probe, steering)
-    plan = make_plan(recipe, layer_facts(teacher), input_shape=shape, model_bytes=module_bytes(loaded.module))
+    plan = make_plan(recipe, layer_facts(teacher), inputs=inputs, model_bytes=module_bytes(loaded.module))
     model, plan = _rewritten(teacher, plan, check_recipe(recipe), probe)
-    return Student(model, teacher, plan, recipe, shape, steering=steering)
+    return Student(model, teacher, plan, recipe, inputs, steering=steering)
 
 
 def traced(module: nn.Module, probe: tuple[Tensor, ...], steering: Steering | None = None) -> GraphModule:
@@ -257,20 +258,18 @@ def traced(module: nn.Module, probe: tuple[Tensor, ...], steering: Steering | No
     return trace(module.requires_grad_(True), tuple(x[:TRACED] for x in probe), steering)
 
 
-def input_shape_of(
-    model: nn.Module, given: Sequence[int] | None, data: Data | None
-) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Input shape with batch 1, and what to tell the user about it."""
+def inputs_of(model: nn.Module, given: Shapes | None, data: Data | None) -> tuple[Inputs, tuple[str, ...]]:
+    """What the model takes, and what to tell the user about it."""
     if given is not None:
-        return (1, *tuple(given)[1:]), ()
+        return specs_of(given), ()
     if data is not None:
-        return (1, *data.sample_shape), ()
-    known: tuple[int, ...] | None = getattr(model, "meta", {}).get("input_shape")
+        return specs_of((1, *data.sample_shape)), ()
+    known: Inputs | None = getattr(model, "meta", {}).get("inputs")
     if known is not None:
         return known, ()
     shape = guess_input_shape(model)
     shown = ",".join(map(str, shape))
-    return shape, (f"Input shape {shown} guessed from the first layer; give another with --input-shape.",)
+    return specs_of(shape), (f"Input shape {shown} guessed from the first layer; give another with --input-shape.",)
 
 
 def _data(data: str | Data | None) -> Data | None:

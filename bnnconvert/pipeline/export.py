@@ -65,7 +65,7 @@ def export(
     report = wanted.write(
         model,
         target,
-        golden_input=probe_input(student.input_shape, None)[0][:1],
+        golden_input=tuple(x[:1] for x in probe_input(student.inputs)),
         metadata=_metadata(student, cost, predictions),
         teacher=student.teacher,
     )

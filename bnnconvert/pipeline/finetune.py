@@ -19,6 +19,7 @@ from bnnconvert.trace.tracer import run_example
 from bnnconvert.train import finetune as train_student
 from bnnconvert.train.ensemble import finetune_ensemble
 from bnnconvert.values.data import Data, check_fits
+from bnnconvert.values.inputs import specs_of
 from bnnconvert.values.progress import Progress
 from bnnconvert.values.report import TrainReport
 from bnnconvert.values.run import MEMBERS, RunDirectory, hold
@@ -49,7 +50,7 @@ def finetune(
     loaded = _training_data(student, data, mean, std, kind)
     if _guess_is_wrong(student, loaded):
         convert_again(student, loaded)
-    check_fits(loaded, student.input_shape, classes_of(student.teacher, probe_input(student.input_shape, None), kind))
+    check_fits(loaded, student.input_shape, classes_of(student.teacher, probe_input(student.inputs), kind))
     run = student.run
     main = int(os.environ.get("RANK", "0")) == 0
     with hold(run.path) if run is not None and main else nullcontext():
@@ -100,7 +101,7 @@ def _guess_is_wrong(student: Student, data: Data) -> bool:
     if not (alone and new and student.shape_is_guessed) or data.sample_shape == student.input_shape[1:]:
         return False
     try:
-        run_example(student.teacher, probe_input((1, *data.sample_shape), None))
+        run_example(student.teacher, probe_input(specs_of((1, *data.sample_shape))))
     except UsageError:
         return False
     return True

@@ -1,15 +1,15 @@
 """What a model, a run or an artifact consists of, as plain data."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 
 from bnnconvert.exporters.draft import module_bytes
-from bnnconvert.pipeline.convert import input_shape_of
+from bnnconvert.pipeline.convert import inputs_of
 from bnnconvert.pipeline.student import Student, probe_input
 from bnnconvert.pipeline.targets import open_target
 from bnnconvert.runtime import Session
 from bnnconvert.trace.dataflow import layer_facts
 from bnnconvert.trace.tracer import trace
+from bnnconvert.values.inputs import Shapes, described
 from bnnconvert.values.report import Inspection
 from bnnconvert.values.steering import Steering
 
@@ -19,7 +19,7 @@ def inspect(
     *,
     model: str | None = None,
     trust_pickle: bool = False,
-    input_shape: Sequence[int] | None = None,
+    input_shape: Shapes | None = None,
     steering: Steering | None = None,
 ) -> Inspection:
     """What a model, a run or an artifact consists of.
@@ -35,7 +35,7 @@ def inspect(
         record = opened.run.read()
         summary = {
             "recipe": plan["recipe"],
-            "input_shape": plan["input_shape"],
+            "inputs": plan["inputs"],
             "rewrites": plan["rewrites"],
             "totals": plan["totals"],
             "source": record.source,
@@ -44,15 +44,15 @@ def inspect(
             "metrics": record.metrics,
         }
         return Inspection("run", str(opened.run.path), tuple(plan["layers"]), summary)
-    shape, notes = input_shape_of(opened, input_shape, None)
-    graph = trace(opened, probe_input(shape, None), steering)
+    inputs, notes = inputs_of(opened, input_shape, None)
+    graph = trace(opened, probe_input(inputs), steering)
     facts, notes = layer_facts(graph), (*notes, *graph.meta.get("notes", ()))
     layers = tuple(
         {"name": f.path} | asdict(f) | {"macs": f.macs, "float_bytes": f.float_bytes, "packed_bytes": f.packed_bytes()}
         for f in facts
     )
     totals = {"parameters": sum(p.numel() for p in opened.parameters()), "macs": sum(f.macs for f in facts)}
-    summary = {"input_shape": list(shape), "notes": list(notes), "totals": totals | {"bytes": module_bytes(opened)}}
+    summary = {"inputs": described(inputs), "notes": list(notes), "totals": totals | {"bytes": module_bytes(opened)}}
     return Inspection("model", target, layers, summary)
 
 
@@ -73,7 +73,7 @@ def _inspect_artifact(target: str, session: Session) -> Inspection:
     tensors = session.artifact.tensors
     summary = {
         "metadata": session.metadata.model_dump(mode="json", exclude={"recipe_text"}),
-        "input_shape": list(session.input_shape),
+        "inputs": [{"shape": [None, *i.sized(1)[1:]], "dtype": i.dtype} for i in session.program.inputs],
         "tensor_bytes": sum(a.nbytes for a in tensors.values()),
         "tensors": {name: {"dtype": str(a.dtype), "shape": list(a.shape)} for name, a in tensors.items()},
         "engine": {

@@ -13,6 +13,7 @@ from bnnconvert.pipeline.student import calibration_batches
 from bnnconvert.plan.planner import make_plan
 from bnnconvert.rewrite.runner import run_rewrites
 from bnnconvert.values.data import Data
+from bnnconvert.values.inputs import specs_of_example
 from bnnconvert.values.plan import LayerFacts, LayerPlan, Plan
 from bnnconvert.values.recipe import Match, Named, Recipe, Rule
 
@@ -33,10 +34,9 @@ class Mixture:
         probe: tuple[Tensor, ...],
     ) -> None:
         self._teacher, self._facts, self._recipe, self._data, self._probe = teacher, layers, recipe, data, probe
-        shape = (1, *probe[0].shape[1:])
-        plan = make_plan(recipe, layers, input_shape=shape, model_bytes=0)
+        self._inputs = specs_of_example(probe)
+        plan = make_plan(recipe, layers, inputs=self._inputs, model_bytes=0)
         self._plans = {layer.facts.path: layer for layer in plan.layers}
-        self._shape = shape
         self._rewrites = check_recipe(recipe)
 
     @property
@@ -68,7 +68,7 @@ class Mixture:
     def make(self, widths: dict[str, str]) -> tuple[GraphModule, Plan]:
         """A student with these widths, all other layers float; 8-bit layers calibrated."""
         plans = tuple(self._planned(path, widths.get(path, FLOAT)) for path in self._plans)
-        plan = Plan(recipe=self._recipe.name, input_shape=self._shape, layers=plans)
+        plan = Plan(recipe=self._recipe.name, inputs=self._inputs, layers=plans)
         network = copy.deepcopy(self._teacher)
         plan = run_rewrites(network, plan, self._rewrites, probe=self._probe)
         eights = [path for path, width in widths.items() if width == INT8]
@@ -79,7 +79,7 @@ class Mixture:
 
     def bytes(self, network: GraphModule) -> int:
         """Tensor bytes of the artifact of such a student."""
-        return deploy_bytes(network, self._probe[0])
+        return deploy_bytes(network, self._probe)
 
     def _planned(self, path: str, width: str) -> LayerPlan:
         plan = self._plans[path]

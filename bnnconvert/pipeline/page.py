@@ -1,7 +1,7 @@
 """What a page about a model or a run shows: both graphs, the layers, the training."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -11,13 +11,14 @@ from bnnconvert.errors import UsageError
 from bnnconvert.exporters.draft import module_bytes
 from bnnconvert.graph import inner_graphs, module_of, shape_of
 from bnnconvert.load.task import load_task
-from bnnconvert.pipeline.convert import TRACED, input_shape_of, traced
+from bnnconvert.pipeline.convert import TRACED, inputs_of, traced
 from bnnconvert.pipeline.student import Student, probe_input
 from bnnconvert.pipeline.targets import open_target
-from bnnconvert.report.units import as_bytes, as_count, as_shape
+from bnnconvert.report.units import as_bytes, as_count, as_inputs
 from bnnconvert.runtime import Session
 from bnnconvert.shapes import propagate_shapes
 from bnnconvert.trace.dataflow import layer_facts
+from bnnconvert.values.inputs import Shapes, described
 from bnnconvert.values.page import Drawing, Page, Step
 from bnnconvert.values.steering import Steering
 
@@ -27,7 +28,7 @@ def page_of_target(
     *,
     model: str | None = None,
     trust_pickle: bool = False,
-    input_shape: Sequence[int] | None = None,
+    input_shape: Shapes | None = None,
     steering: Steering | None = None,
 ) -> Page:
     """Page about a model or a run.
@@ -39,12 +40,16 @@ def page_of_target(
         raise UsageError(f"{target}: --html shows models and runs; give the run that this file was exported from.")
     if isinstance(opened, Student):
         return page_of_student(opened)
-    shape, notes = input_shape_of(opened, input_shape, None)
-    graph = traced(opened, probe_input(shape, None), steering)
+    inputs, notes = inputs_of(opened, input_shape, None)
+    graph = traced(opened, probe_input(inputs), steering)
     found = layer_facts(graph)
     layers = tuple({"name": f.path} | asdict(f) | {"macs": f.macs, "float_bytes": f.float_bytes} for f in found)
     totals = {"macs": sum(f["macs"] for f in layers), "model_bytes": module_bytes(opened)}
-    facts = (*notes, *graph.meta.get("notes", ()), f"Input {as_shape(shape)}; {as_bytes(totals['model_bytes'])}.")
+    facts = (
+        *notes,
+        *graph.meta.get("notes", ()),
+        f"Input {as_inputs(described(inputs))}; {as_bytes(totals['model_bytes'])}.",
+    )
     return Page(target, facts, tuple(_drawings(graph, {})), (), layers, totals)
 
 
@@ -52,9 +57,9 @@ def page_of_student(student: Student) -> Page:
     """Page about a conversion: its graphs, its plan, and its training where there was one."""
     plan = student.plan
     decisions = {layer.facts.path: layer.decision for layer in plan.layers}
-    propagate_shapes(student.model, *(x[:TRACED] for x in probe_input(student.input_shape, None)))
+    propagate_shapes(student.model, *(x[:TRACED] for x in probe_input(student.inputs)))
     data = plan.to_json()
-    facts = [*student.notes, f"Recipe {plan.recipe}, input {as_shape(student.input_shape)}."]
+    facts = [*student.notes, f"Recipe {plan.recipe}, input {as_inputs(described(student.inputs))}."]
     facts += [f"{r.name} ({r.promise}): {r.count} places" for r in plan.rewrites if r.count]
     binary, macs = (as_count(data["totals"][key]) for key in ("binary_macs", "macs"))
     facts.append(f"{binary} of {macs} multiply-adds are binary.")

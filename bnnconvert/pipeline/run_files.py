@@ -53,7 +53,7 @@ def fill_run(
             factory=factory,
             trust_pickle=trust_pickle,
             recipe=recipe,
-            input_shape=plan.input_shape,
+            inputs=plan.inputs,
             shape_is_guessed=shape_is_guessed,
             data=data,
             steering=steering,

@@ -48,7 +48,7 @@ def sensitivity(
     if student.task != "classification":
         raise RefusalError(f"The run's task is {student.task}; only classifiers can be measured here.")
     loaded = evaluation_data(data, student.data, mean, std, purpose="measure")
-    outputs = outputs_of(student.teacher, probe_input(student.input_shape, None))
+    outputs = outputs_of(student.teacher, probe_input(student.inputs))
     check_fits(loaded, student.input_shape, outputs)
     if outputs is None:
         raise RefusalError("The model's output is no class logits (N, classes); only classifiers can be measured here.")
@@ -131,7 +131,7 @@ def _alone_binary(student: Student, path: str) -> GraphModule:
         for p in student.plan.layers
     )
     network = copy.deepcopy(student.teacher)
-    probe = probe_input(student.input_shape, None)
+    probe = probe_input(student.inputs)
     run_rewrites(network, replace(student.plan, layers=layers), check_recipe(student.recipe), probe=probe)
     return network
 

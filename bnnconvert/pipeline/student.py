@@ -14,6 +14,7 @@ from bnnconvert.load.data import load_data
 from bnnconvert.load.user_code import is_factory
 from bnnconvert.tasks import CLASSIFICATION, Task
 from bnnconvert.values.data import Data, Samples
+from bnnconvert.values.inputs import Inputs
 from bnnconvert.values.plan import Plan
 from bnnconvert.values.recipe import Recipe, Rule
 from bnnconvert.values.run import DataRecord, RunDirectory
@@ -32,7 +33,7 @@ class Student:
     teacher: GraphModule
     plan: Plan
     recipe: Recipe
-    input_shape: tuple[int, ...]
+    inputs: Inputs
     shape_is_guessed: bool = False
     run: RunDirectory | None = None
     data: DataRecord | None = None
@@ -42,13 +43,19 @@ class Student:
     kept: tuple[Rule, ...] = ()
     """Rules that conversion has put in front of the recipe's own."""
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of the first input, with one sample; the only one where there are images to learn from."""
+        return self.inputs[0].shape
 
-def probe_input(shape: Sequence[int], data: Data | None) -> tuple[Tensor]:
-    """A few samples: of the training data if there is any, else standard normal, the same each time."""
-    samples = max(FEWEST, min(PROBE_SAMPLES, PROBE_NUMBERS // math.prod(shape[1:])))
+
+def probe_input(inputs: Inputs, data: Data | None = None) -> tuple[Tensor, ...]:
+    """A few samples: of the training data if there is any, else random, the same each time."""
+    numbers = sum(math.prod(spec.shape[1:]) for spec in inputs)
+    samples = max(FEWEST, min(PROBE_SAMPLES, PROBE_NUMBERS // numbers))
     if data is None:
         generator = torch.Generator().manual_seed(0)
-        return (torch.randn(samples, *shape[1:], generator=generator),)
+        return tuple(spec.sample(samples, generator) for spec in inputs)
     return (data.inputs(data.train, data.train.spread(samples)),)
 
 

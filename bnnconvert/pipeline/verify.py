@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from bnnconvert.errors import UsageError
 from bnnconvert.exporters.verify import verify as compare_with_student
@@ -17,6 +16,7 @@ from bnnconvert.pipeline.student import Student, evaluation_data
 from bnnconvert.runtime import Session
 from bnnconvert.tasks import Task
 from bnnconvert.values.data import Data
+from bnnconvert.values.inputs import Example, as_tuple
 from bnnconvert.values.report import GoldenReport, VerifyReport
 
 
@@ -39,12 +39,14 @@ def verify(
     session = Session(artifact)
     difference = session.golden_difference()
     if against is None:
-        return GoldenReport(difference, len(session.artifact.golden_input))
+        return GoldenReport(difference, len(session.artifact.golden_inputs[0]))
     student = against if isinstance(against, Student) else open_run(against)
-    if session.input_shape[1:] != student.input_shape[1:]:
+    taken, wanted = ([i.shape[1:] for i in specs] for specs in (session.program.inputs, student.inputs))
+    if taken != wanted:
+        ours, theirs = (", ".join(map(str, shapes)) for shapes in (taken, wanted))
         raise UsageError(
-            f"{artifact}: takes inputs of shape {session.input_shape[1:]}, but the run's student takes "
-            f"{student.input_shape[1:]}; give the run that it was exported from."
+            f"{artifact}: takes inputs of shape {ours}, but the run's student takes {theirs}; give the run that it was "
+            "exported from."
         )
     kind = load_task(student.task)
     batches, total = _comparison_inputs(student, data, split, samples, batch_size, kind)
@@ -60,11 +62,12 @@ def verify(
 
 def _comparison_inputs(
     student: Student, data: str | Data | None, split: str, samples: int | None, batch_size: int, task: Task
-) -> tuple[Iterable[Tensor], int]:
+) -> tuple[Iterable[Example], int]:
     """Input batches to compare on and their number of samples."""
     if data is None:
-        x = torch.randn(samples or 64, *student.input_shape[1:], generator=torch.Generator().manual_seed(1))
-        return torch.split(x, batch_size), len(x)
+        count, generator = samples or 64, torch.Generator().manual_seed(1)
+        parts = [torch.split(spec.sample(count, generator), batch_size) for spec in student.inputs]
+        return zip(*parts, strict=True), count
     loaded = evaluation_data(data, student.data, None, None, task=task)
     chosen = loaded.test if split == "test" else loaded.train
     if chosen is None:
@@ -74,10 +77,10 @@ def _comparison_inputs(
     return (loaded.inputs(chosen, torch.arange(i, min(i + batch_size, count))) for i in starts), count
 
 
-def _watched(batches: Iterable[Tensor], total: int, progress: Callable[[int, int], None] | None) -> Iterator[Tensor]:
+def _watched(batches: Iterable[Example], total: int, progress: Callable[[int, int], None] | None) -> Iterator[Example]:
     done = 0
     for x in batches:
         yield x
-        done += len(x)
+        done += len(as_tuple(x)[0])
         if progress is not None:
             progress(done, total)

@@ -5,13 +5,12 @@ from difflib import get_close_matches
 from bnnconvert.binarizers import EXAMPLE_SHAPE, build_weight_binarizer
 from bnnconvert.errors import RefusalError, UsageError
 from bnnconvert.plan.rules import matches
+from bnnconvert.values.inputs import Inputs
 from bnnconvert.values.plan import LayerFacts, LayerPlan, Plan
 from bnnconvert.values.recipe import Match, Recipe, Rule
 
 
-def make_plan(
-    recipe: Recipe, layers: tuple[LayerFacts, ...], *, input_shape: tuple[int, ...], model_bytes: int
-) -> Plan:
+def make_plan(recipe: Recipe, layers: tuple[LayerFacts, ...], *, inputs: Inputs, model_bytes: int) -> Plan:
     """Decide every layer by the first rule that matches it.
 
     Raises: UsageError if a rule matches nothing; RefusalError if nothing would become binary.
@@ -24,7 +23,7 @@ def make_plan(
             f"Nothing in this model would become binary with recipe {recipe.name!r} ({reasons}); "
             "use a recipe with other layer rules or a deeper model."
         )
-    return Plan(recipe=recipe.name, input_shape=input_shape, layers=decided, model_bytes=model_bytes)
+    return Plan(recipe=recipe.name, inputs=inputs, layers=decided, model_bytes=model_bytes)
 
 
 def _decide(rules: list[Rule], facts: LayerFacts) -> LayerPlan:

@@ -4,7 +4,7 @@ from typing import Any
 
 from bnnconvert.report.table import Column, Table
 from bnnconvert.report.tree import layer_tree
-from bnnconvert.report.units import as_bytes, as_count, as_shape
+from bnnconvert.report.units import as_bytes, as_count, as_inputs, as_shape
 from bnnconvert.values.report import Inspection
 
 
@@ -30,14 +30,12 @@ def _model_notes(summary: dict[str, Any]) -> list[str]:
     sizes = (
         f"{totals['parameters']:,} parameters, {as_bytes(totals['bytes'])}, {as_count(totals['macs'])} multiply-adds"
     )
-    return [*summary["notes"], f"Input {as_shape(summary['input_shape'])}; {sizes} a sample."]
+    return [*summary["notes"], f"Input {as_inputs(summary['inputs'])}; {sizes} a sample."]
 
 
 def _run_notes(summary: dict[str, Any]) -> list[str]:
     tuned = "fine-tuned" if summary["fine_tuned"] else "not fine-tuned yet"
-    notes = [
-        f"From {summary['source']} by recipe {summary['recipe']}, input {as_shape(summary['input_shape'])}; {tuned}."
-    ]
+    notes = [f"From {summary['source']} by recipe {summary['recipe']}, input {as_inputs(summary['inputs'])}; {tuned}."]
     if summary["data"] is not None:
         notes.append(f"Data {summary['data']['source']}.")
     return [*notes, *_metrics(summary["metrics"])]
@@ -51,7 +49,7 @@ def _artifact_notes(summary: dict[str, Any]) -> list[str]:
     return [
         (
             f"Recipe {metadata['recipe'] or 'unknown'}, made by {metadata['producer'] or 'unknown'} from "
-            f"{metadata['source'] or 'an unnamed model'}; input {as_shape([None, *summary['input_shape'][1:]])}."
+            f"{metadata['source'] or 'an unnamed model'}; input {as_inputs(summary['inputs'])}."
         ),
         f"{count} tensors, {as_bytes(summary['tensor_bytes'])}; {isa}; {outside} nodes run in torch.",
         *_metrics(metadata["metrics"]),

@@ -2,7 +2,8 @@
 
 from bnnconvert.report.table import Column, Table, number
 from bnnconvert.report.tree import layer_tree
-from bnnconvert.report.units import as_bytes, as_count, as_ratio, as_shape
+from bnnconvert.report.units import as_bytes, as_count, as_inputs, as_ratio, as_shape
+from bnnconvert.values.inputs import described
 from bnnconvert.values.plan import LayerPlan, Plan
 
 
@@ -42,7 +43,7 @@ def plan_table(plan: Plan) -> Table:
         f"{totals['packed_bytes']:,}",
         as_count(totals["macs"]),
     )
-    return Table(f"Plan: recipe {plan.recipe}, input {as_shape(plan.input_shape)}", columns, rows, total)
+    return Table(f"Plan: recipe {plan.recipe}, input {as_inputs(described(plan.inputs))}", columns, rows, total)
 
 
 def plan_tree(plan: Plan) -> Table:
@@ -53,7 +54,7 @@ def plan_tree(plan: Plan) -> Table:
         | {"float_bytes": p.float_bytes, "packed_bytes": p.bytes}
         for p in plan.layers
     ]
-    return layer_tree(f"Plan: recipe {plan.recipe}, input {as_shape(plan.input_shape)}", layers)
+    return layer_tree(f"Plan: recipe {plan.recipe}, input {as_inputs(described(plan.inputs))}", layers)
 
 
 def _decision(layer: LayerPlan) -> str:

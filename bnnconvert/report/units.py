@@ -1,6 +1,7 @@
 """Numbers as people read them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 
 def as_bytes(count: int | None) -> str:
@@ -37,6 +38,11 @@ def as_ratio(before: float, after: float) -> str:
 def as_shape(shape: Sequence[int | None]) -> str:
     """`16x3x3x3`; a free axis is N."""
     return "x".join("N" if size is None else str(size) for size in shape)
+
+
+def as_inputs(inputs: Iterable[Mapping[str, Any]]) -> str:
+    """`Nx3x32x32, Nx16 int64`: shape and element type of each input, float32 where nothing is said."""
+    return ", ".join(as_shape(i["shape"]) + ("" if i["dtype"] == "float32" else f" {i['dtype']}") for i in inputs)
 
 
 def as_duration(seconds: float) -> str:

@@ -5,7 +5,7 @@ Without the engine every node is a part of its own; that form is the oracle of t
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -118,22 +118,25 @@ class Executor:
         """Whether nothing runs outside the engine."""
         return all(isinstance(runner, _Native) for runner in self.runners)
 
-    def run(self, x: Array, *, keep: bool = False) -> Values:
+    def run(self, inputs: Sequence[Array], *, keep: bool = False) -> Values:
         """Values by name: those of the output, or with `keep` every one that passes between parts."""
-        values = {self.program.inputs[0].name: x}
+        values = self._named(inputs)
         with self._torch_on_threads():
             for runner, dead in zip(self.runners, self.dead, strict=True):
-                runner.run(values, len(x))
+                runner.run(values, len(inputs[0]))
                 if not keep:
                     for name in dead:
                         del values[name]
         return values
 
-    def measure(self, x: Array) -> list[StepTime]:
+    def measure(self, inputs: Sequence[Array]) -> list[StepTime]:
         """Run with a clock around each step of the engine and each node outside."""
-        values = {self.program.inputs[0].name: x}
+        values = self._named(inputs)
         with self._torch_on_threads():
-            return [step for runner in self.runners for step in runner.measure(values, len(x))]
+            return [step for runner in self.runners for step in runner.measure(values, len(inputs[0]))]
+
+    def _named(self, inputs: Sequence[Array]) -> Values:
+        return {spec.name: x for spec, x in zip(self.program.inputs, inputs, strict=True)}
 
     def _last_uses(self) -> list[list[str]]:
         """For each part, the values that nobody needs after it."""

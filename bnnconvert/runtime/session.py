@@ -3,7 +3,7 @@
 import functools
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from bnnconvert.errors import UsageError, VerificationError
 from bnnconvert.runtime import native
 from bnnconvert.runtime.executor import Executor
 from bnnconvert.runtime.native import StepTime
-from bnnconvert.values.program import Output
+from bnnconvert.values.program import Output, ValueSpec
 
 CHUNK_ELEMENTS = 2**22
 """Elements of the largest value that are computed at a time outside the engine, which keeps to its own pieces."""
@@ -57,35 +57,36 @@ class Session:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of an input of one sample, batch axis included."""
+        """Shape of the first input of one sample, batch axis included."""
         return self.program.inputs[0].sized(1)
 
-    def run(self, x: npt.ArrayLike) -> Any:
+    def run(self, *inputs: npt.ArrayLike) -> Any:
         """The model's output for any number of samples, structured as the model structures it.
 
-        Shapes: x (N, ...) of the program's input type.
+        Shapes: each input (N, ...) of the type that the program declares.
 
-        Raises: UsageError for another shape or type.
+        Raises: UsageError for another shape, type or number of inputs.
         """
-        array = self._checked(x)
+        arrays = self._checked(inputs)
+        count = len(arrays[0])
         names = list(dict.fromkeys(self.program.output.values()))
         parts: dict[str, list[Array]] = {name: [] for name in names}
-        chunk = max(1, len(array)) if self.executor.is_native else self._chunk
+        chunk = max(1, count) if self.executor.is_native else self._chunk
         with self._turn:
-            for begin in range(0, len(array), chunk):
-                values = self.executor.run(array[begin : begin + chunk])
+            for begin in range(0, count, chunk):
+                values = self.executor.run([array[begin : begin + chunk] for array in arrays])
                 for name in names:
                     parts[name].append(values[name])
-        return structured(self.program.output, {name: self._joined(name, arrays) for name, arrays in parts.items()})
+        return structured(self.program.output, {name: self._joined(name, made) for name, made in parts.items()})
 
-    def measure(self, x: npt.ArrayLike) -> list[StepTime]:
+    def measure(self, *inputs: npt.ArrayLike) -> list[StepTime]:
         """Run once with a clock around each step."""
         with self._turn:
-            return self.executor.measure(self._checked(x))
+            return self.executor.measure(self._checked(inputs))
 
-    def trace(self, x: npt.ArrayLike) -> Mapping[str, Array]:
+    def trace(self, *inputs: npt.ArrayLike) -> Mapping[str, Array]:
         """Every value of the program by name, for all samples at once, computed without the engine."""
-        return self._oracle().run(self._checked(x), keep=True)
+        return self._oracle().run(self._checked(inputs), keep=True)
 
     def _oracle(self) -> Executor:
         if self.isa is None:
@@ -99,7 +100,7 @@ class Session:
 
         Raises: VerificationError above the tolerance.
         """
-        outputs = flattened(self.run(self.artifact.golden_input))
+        outputs = flattened(self.run(*self.artifact.golden_inputs))
         largest = 0.0
         for number, (actual, golden) in enumerate(zip(outputs, self.artifact.golden_outputs, strict=True)):
             difference, allowed = compare(actual, golden)
@@ -112,17 +113,27 @@ class Session:
             largest = max(largest, difference)
         return largest
 
-    def _checked(self, x: npt.ArrayLike) -> Array:
-        spec = self.program.inputs[0]
-        array = np.asarray(x)
+    def _checked(self, inputs: Sequence[npt.ArrayLike]) -> list[Array]:
+        specs = self.program.inputs
+        if len(inputs) != len(specs):
+            names = ", ".join(spec.name for spec in specs)
+            raise UsageError(f"{self.path}: its inputs are {names}, and {len(inputs)} were given; give each of them")
+        arrays = [self._checked_one(x, spec, len(specs) == 1) for x, spec in zip(inputs, specs, strict=True)]
+        if len({len(array) for array in arrays}) > 1:
+            counts = ", ".join(f"{spec.name} {len(array)}" for spec, array in zip(specs, arrays, strict=True))
+            raise UsageError(f"{self.path}: its inputs have different numbers of samples ({counts}); give as many")
+        return arrays
+
+    def _checked_one(self, x: npt.ArrayLike, spec: ValueSpec, is_only: bool) -> Array:
+        array, name = np.asarray(x), "the input" if is_only else f"input {spec.name!r}"
         if array.dtype.name != spec.dtype:
             raise UsageError(
-                f"{self.path}: the input is {array.dtype.name} and must be {spec.dtype}; convert it with astype"
+                f"{self.path}: {name} is {array.dtype.name} and must be {spec.dtype}; convert it with astype"
             )
         if array.ndim != len(spec.shape) or array.shape != spec.sized(len(array)):
             wanted = ", ".join(["N", *map(str, spec.sized(1)[1:])])
             raise UsageError(
-                f"{self.path}: the input has shape {array.shape} and must have shape ({wanted}); reshape or resize it"
+                f"{self.path}: {name} has shape {array.shape} and must have shape ({wanted}); reshape or resize it"
             )
         return np.ascontiguousarray(array)
 

@@ -15,14 +15,15 @@ from torch.fx import GraphModule
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnnconvert.binarizers.base import InputBinarizer
+from bnnconvert.values.inputs import Example, run_on
 
 
-def prepare(student: nn.Module, batches: Iterable[Tensor], *, frozen: bool = False) -> None:
+def prepare(student: nn.Module, batches: Iterable[Example], *, frozen: bool = False) -> None:
     """Calibrate the input binarizers on the first batch, then re-estimate batch norm on all of them.
 
     A batch norm that is `frozen` at the float network's statistics keeps them.
 
-    Shapes: batches of (N, C, ...), the student's input.
+    Shapes: batches of (N, C, ...), the student's input, or a tuple of its inputs.
     """
     rest = iter(batches)
     first = next(rest)
@@ -32,12 +33,12 @@ def prepare(student: nn.Module, batches: Iterable[Tensor], *, frozen: bool = Fal
 
 
 @torch.no_grad()
-def calibrate_inputs(student: nn.Module, x: Tensor, *, frozen: bool = False) -> None:
+def calibrate_inputs(student: nn.Module, x: Example, *, frozen: bool = False) -> None:
     """Let every input binarizer set its starting values from what reaches it.
 
     Batch norm uses the batch's statistics, unless it is `frozen` at the float network's.
 
-    Shapes: x (N, C, ...), the student's input.
+    Shapes: x (N, C, ...), the student's input, or a tuple of its inputs.
     """
     done: set[InputBinarizer] = set()
 
@@ -53,7 +54,7 @@ def calibrate_inputs(student: nn.Module, x: Tensor, *, frozen: bool = False) -> 
     statistics = {name: buffer.clone() for name, buffer in _statistics(student)}
     try:
         train_mode(student, frozen=frozen)
-        student(x)
+        run_on(student, x)
     finally:
         for handle in handles:
             handle.remove()
@@ -64,10 +65,10 @@ def calibrate_inputs(student: nn.Module, x: Tensor, *, frozen: bool = False) -> 
 
 
 @torch.no_grad()
-def reestimate_batch_norm(student: nn.Module, batches: Iterable[Tensor]) -> None:
+def reestimate_batch_norm(student: nn.Module, batches: Iterable[Example]) -> None:
     """Replace batch norm's running statistics by their plain average over `batches`; everything else evaluates.
 
-    Shapes: batches of (N, C, ...), the student's input.
+    Shapes: batches of (N, C, ...), the student's input, or a tuple of its inputs.
     """
     norms = [m for m in student.modules() if isinstance(m, _BatchNorm) and _is_norm(m)]
     if not norms:
@@ -81,7 +82,7 @@ def reestimate_batch_norm(student: nn.Module, batches: Iterable[Tensor]) -> None
             norm.momentum = None  # cumulative average
             norm.train()
         for x in batches:
-            student(x)
+            run_on(student, x)
     finally:
         for norm in norms:
             norm.momentum = before[norm][1]

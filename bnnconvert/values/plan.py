@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from bnnconvert.bits import row_bytes
+from bnnconvert.values.inputs import Inputs, described
 from bnnconvert.values.recipe import Named
 
 Decision = Literal["binary", "weight-only", "float"]
@@ -128,7 +129,7 @@ class Plan:
     """One decision per weight layer, in execution order, and the record of the rewrites."""
 
     recipe: str
-    input_shape: tuple[int, ...]
+    inputs: Inputs
     layers: tuple[LayerPlan, ...]
     rewrites: tuple[RewriteRecord, ...] = ()
     model_bytes: int = 0
@@ -190,7 +191,7 @@ class Plan:
         ]
         return {
             "recipe": self.recipe,
-            "input_shape": list(self.input_shape),
+            "inputs": described(self.inputs),
             "layers": layers,
             "rewrites": [asdict(r) for r in self.rewrites],
             "warnings": list(self.warnings),

@@ -46,7 +46,7 @@ class ValueSpec(Record):
 
 
 class Value(Record):
-    """Argument: a value of an earlier node, or a program input."""
+    """Argument: a value of an earlier node, or an input of the program."""
 
     value: Name
 
@@ -118,7 +118,7 @@ class Output(Record):
 class Program(Record):
     """A whole network."""
 
-    inputs: Annotated[tuple[ValueSpec, ...], Field(min_length=1, max_length=1)]
+    inputs: Annotated[tuple[ValueSpec, ...], Field(min_length=1, max_length=64)]
     nodes: Annotated[tuple[Node, ...], Field(max_length=65536)]
     output: Output
 

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bnnconvert.errors import ArtifactError, UsageError, first_line
 from bnnconvert.values.files import write_text
+from bnnconvert.values.inputs import Inputs
 from bnnconvert.values.steering import Steering
 
 SUFFIX, LOCK, MEMBERS = ".bnn", ".lock", "members"
@@ -56,7 +57,7 @@ class RunRecord(BaseModel):
     """The factory that builds the module for the weights, if the file alone does not."""
     trust_pickle: bool = False
     recipe: str
-    input_shape: tuple[int, ...]
+    inputs: Inputs
     shape_is_guessed: bool = False
     data: DataRecord | None = None
     task: str = "classification"

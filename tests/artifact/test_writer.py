@@ -37,7 +37,7 @@ def test_nothing_is_lost(artifact):
         metrics={"accuracy": 0.875},
     )
     written = type(artifact)(
-        artifact.program, artifact.tensors, metadata, artifact.golden_input, artifact.golden_outputs
+        artifact.program, artifact.tensors, metadata, artifact.golden_inputs, artifact.golden_outputs
     )
     again = from_bytes(to_bytes(written), "again")
     assert again.program == artifact.program

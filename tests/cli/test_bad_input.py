@@ -133,10 +133,15 @@ def test_rule_that_matches_nothing(shell: Shell) -> None:
     assert "layers[0]" in shell.refused("convert", "model.pt", "--recipe", "mine.toml", code=USAGE)
 
 
-@pytest.mark.parametrize("shape", ["1,a,8,8", "8", "3,1,8,8", "1,0,8,8", ""])
+@pytest.mark.parametrize("shape", ["1,a,8,8", "8", "3,1,8,8", "1,0,8,8", "", "1,4:text", "1,4:int64:0", "1,4:int64:x"])
 def test_input_shape_that_is_none(shell: Shell, shape: str) -> None:
     torch.save(small_net(), "model.pt")
     assert "--input-shape" in convert(shell, "--input-shape", shape, code=USAGE)
+
+
+def test_a_shape_too_many(shell: Shell) -> None:
+    torch.save(small_net(), "model.pt")
+    assert "1x8x8" not in convert(shell, "--input-shape", "1,1,8,8", "--input-shape", "1,4:int64:9", code=USAGE)
 
 
 def test_input_shape_that_the_model_does_not_take(shell: Shell) -> None:

@@ -47,7 +47,7 @@ def test_plan_names_layers_reasons_and_bytes(shell: Shell) -> None:
     assert [layer["decision"] for layer in plan["layers"]] == ["float", "binary", "float"]
     assert plan["totals"]["predicted_artifact_bytes"] < plan["totals"]["model_bytes"]
     assert plan["run"] is None
-    assert plan["input_shape"] == [1, 1, 8, 8]
+    assert [spec["shape"] for spec in plan["inputs"]] == [[1, 1, 8, 8]]
 
 
 def test_guessed_shape_is_told(shell: Shell) -> None:

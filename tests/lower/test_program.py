@@ -105,6 +105,55 @@ def test_in_place_operators_are_followed():
     assert torch.equal(torch.from_numpy(actual), expected)
 
 
+class Coordinates(nn.Module):
+    """Adds each pixel's place, and a mask of the batch's size."""
+
+    def forward(self, x):
+        rows, columns = torch.meshgrid(torch.arange(x.shape[2]), torch.arange(x.shape[3]), indexing="ij")
+        place = torch.stack([rows, columns]).float()[None].to(x.device).repeat(x.size(0), 1, 1, 1)
+        free = ~torch.zeros((x.shape[0], 1, x.shape[2], x.shape[3]), dtype=torch.bool, device=x.device)
+        return torch.cat([x * free, place], 1) / torch.linspace(1, 2, x.shape[3])
+
+
+def test_what_is_made_from_nothing_is_stored_unless_it_follows_the_batch():
+    x = torch.randn(3, 2, 4, 5)
+    actual, expected = run_as_program(Coordinates(), x)
+    np.testing.assert_array_equal(actual, expected.numpy())
+    program, tensors = lower(deploy(trace(Coordinates()), x), x)
+    assert sorted(t.shape for t in tensors.values()) == [(1, 2, 4, 5), (5,)]
+    assert "aten.zeros.default" in {node.op for node in program.nodes}
+
+
+class Noise(nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x)
+
+
+def test_random_numbers_are_not_stored():
+    x = torch.randn(2, 4)
+    with pytest.raises(RefusalError, match="operator aten.randn"):
+        lower(deploy(trace(Noise()), x), x)
+
+
+class Frames(nn.Module):
+    """Three batches through one layer as one."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = conv(2, 4)
+
+    def forward(self, x):
+        first, second, third = torch.chunk(self.conv(torch.cat([x, x + 1, x * 2])), 3)
+        return (first * second).mean((2, 3)), third
+
+
+@pytest.mark.parametrize("samples", [1, 2, 5])
+def test_batches_that_were_one_come_apart(samples):
+    actual, expected = run_as_program(Frames(), torch.randn(samples, 2, 5, 5))
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(torch.from_numpy(one), other)
+
+
 def test_nothing_that_evaluation_skips_is_stored():
     student = trace(Block())
     x = torch.randn(2, 3, 8, 8)

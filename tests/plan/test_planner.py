@@ -9,6 +9,7 @@ from bnnconvert.plan.planner import make_plan
 from bnnconvert.recipe import parse_recipe
 from bnnconvert.trace.dataflow import layer_facts
 from bnnconvert.trace.tracer import trace
+from bnnconvert.values.inputs import specs_of
 from bnnconvert.values.plan import Plan
 from tests.networks import Residual
 
@@ -19,7 +20,7 @@ BINARY = '[[layers]]\nweights = { name = "sign", estimator = "clip" }\ninputs = 
 def plan_of(rules: str, module: nn.Module | None = None) -> Plan:
     graph = trace((module or Residual()).eval(), (torch.randn(2, 3, 8, 8),))
     recipe = parse_recipe(HEAD + rules, where="t")
-    return make_plan(recipe, layer_facts(graph), input_shape=(1, 3, 8, 8), model_bytes=123)
+    return make_plan(recipe, layer_facts(graph), inputs=specs_of((1, 3, 8, 8)), model_bytes=123)
 
 
 def decisions(plan: Plan) -> dict[str, str]:

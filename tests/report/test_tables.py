@@ -7,6 +7,7 @@ from bnnconvert.report.plan import plan_notes, plan_table, rewrites_table
 from bnnconvert.report.table import Column, Table, number
 from bnnconvert.report.units import as_bytes, as_count, as_duration, as_percent, as_ratio, as_shape
 from bnnconvert.report.verification import flips_table, verify_notes
+from bnnconvert.values.inputs import specs_of
 from bnnconvert.values.plan import LayerFacts, LayerPlan, Plan, RewriteRecord
 from bnnconvert.values.report import ExportReport, LayerFlips, PredictedLayerReport, PredictionReport, VerifyReport
 
@@ -61,7 +62,7 @@ def layer(path: str, *, binary: bool) -> LayerPlan:
 
 PLAN = Plan(
     recipe="mine",
-    input_shape=(1, 3, 4, 4),
+    inputs=specs_of((1, 3, 4, 4)),
     layers=(layer("a.b", binary=False), layer("a.c", binary=True)),
     rewrites=(RewriteRecord(name="turn", promise="EXACT", count=2, refusals=("a.d: too odd",)),),
     model_bytes=2000,

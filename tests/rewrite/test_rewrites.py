@@ -23,6 +23,7 @@ from bnnconvert.rewrite.dead_signs import check_signs, dead_shares
 from bnnconvert.rewrite.runner import build_rewrites, run_rewrites
 from bnnconvert.trace.dataflow import layer_facts
 from bnnconvert.trace.tracer import trace
+from bnnconvert.values.inputs import specs_of
 from bnnconvert.values.plan import Plan
 from bnnconvert.values.recipe import Checks
 from tests.networks import Block, Functional, Residual, plain, randomise
@@ -57,7 +58,7 @@ def rewritten(module: nn.Module, *rewrites: str, shape: tuple[int, ...] = (4, 3,
     x = torch.randn(shape)
     recipe = parse_recipe(RECIPE.format(rewrites=", ".join(rewrites)), where="test")
     graph = trace(copy.deepcopy(module).eval(), (x,))
-    plan = make_plan(recipe, layer_facts(graph), input_shape=(1, *shape[1:]), model_bytes=0)
+    plan = make_plan(recipe, layer_facts(graph), inputs=specs_of((1, *shape[1:])), model_bytes=0)
     return graph, run_rewrites(graph, plan, build_rewrites(recipe), probe=(x,))
 
 
@@ -221,7 +222,7 @@ def test_activations_of_a_float_head_are_left_alone() -> None:
     )
     x = torch.randn(4, 3, 8, 8)
     graph = trace(head.eval(), (x,))
-    plan = make_plan(recipe, layer_facts(graph), input_shape=(1, 3, 8, 8), model_bytes=0)
+    plan = make_plan(recipe, layer_facts(graph), inputs=specs_of((1, 3, 8, 8)), model_bytes=0)
     run_rewrites(graph, plan, build_rewrites(recipe), probe=(x,))
     assert isinstance(graph.get_submodule("2"), nn.ReLU)
     assert isinstance(graph.get_submodule("0.2"), nn.PReLU)
@@ -352,7 +353,7 @@ def test_find_reads_only_and_is_empty_afterwards(name: str, module: Callable[...
     row = f'{{ name = "{name}"{", " + options if options else ""} }}'
     recipe = parse_recipe(RECIPE.format(rewrites=row), where="test")
     graph = trace(module().eval(), (x,))
-    plan = make_plan(recipe, layer_facts(graph), input_shape=(1, 3, 8, 8), model_bytes=0)
+    plan = make_plan(recipe, layer_facts(graph), inputs=specs_of((1, 3, 8, 8)), model_bytes=0)
     (rewrite,) = build_rewrites(recipe)
     before = (graph.code, {k: v.clone() for k, v in graph.state_dict().items()})
     list(rewrite.find(graph, plan))
@@ -382,7 +383,7 @@ def test_the_runner_catches_a_rewrite_that_breaks_its_promise() -> None:
     x = torch.randn(4, 3, 8, 8)
     graph = trace(Residual().eval(), (x,))
     recipe = parse_recipe(RECIPE.format(rewrites='"binarize"'), where="test")
-    plan = make_plan(recipe, layer_facts(graph), input_shape=(1, 3, 8, 8), model_bytes=0)
+    plan = make_plan(recipe, layer_facts(graph), inputs=specs_of((1, 3, 8, 8)), model_bytes=0)
     with pytest.raises(VerificationError, match="promises EXACT"):
         run_rewrites(graph, plan, [Wrong()], probe=(x,))
 
@@ -401,7 +402,7 @@ def test_the_runner_stops_a_rewrite_without_end() -> None:
     x = torch.randn(4, 3, 8, 8)
     graph = trace(Residual().eval(), (x,))
     recipe = parse_recipe(RECIPE.format(rewrites='"binarize"'), where="test")
-    plan = make_plan(recipe, layer_facts(graph), input_shape=(1, 3, 8, 8), model_bytes=0)
+    plan = make_plan(recipe, layer_facts(graph), inputs=specs_of((1, 3, 8, 8)), model_bytes=0)
     with pytest.raises(VerificationError, match="still finds work"):
         run_rewrites(graph, plan, [Endless()], probe=(x,))
 

@@ -14,6 +14,7 @@ from bnnconvert.recipe import parse_recipe, recipe_text
 from bnnconvert.rewrite.channel_spaces import Group, Segment, copies_of
 from bnnconvert.rewrite.widen import Widen
 from bnnconvert.trace.tracer import trace
+from bnnconvert.values.inputs import specs_of
 from bnnconvert.values.plan import Plan
 from tests.networks import Functional, Residual, plain, randomise
 from tests.rewrite.test_rewrites import rewritten
@@ -203,7 +204,7 @@ def test_a_shared_parameter_is_refused() -> None:
 
 def test_a_network_of_one_layer_has_nothing_to_widen() -> None:
     graph = trace(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).eval(), (torch.randn(2, 3, 8, 8),))
-    assert list(Widen(factor=2).find(graph, Plan(recipe="test", input_shape=(1, 3, 8, 8), layers=()))) == []
+    assert list(Widen(factor=2).find(graph, Plan(recipe="test", inputs=specs_of((1, 3, 8, 8)), layers=()))) == []
 
 
 def test_binary_layers_are_refused_with_the_order_to_use() -> None:

@@ -22,7 +22,7 @@ def executor(case: Case) -> Executor:
 
 def outputs(case: Case, isa: str | None) -> list[np.ndarray]:
     runs = Executor(case.program, case.tensors, "case", threads=1, isa=isa)
-    values = runs.run(case.x)
+    values = runs.run([case.x])
     return [values[name] for name in case.program.output.values()]
 
 
@@ -139,4 +139,4 @@ def test_a_max_pool_over_accumulators_becomes_a_pool_of_bits(isa: str, falls: fl
     case = Case(program, tensors, rng.standard_normal((3, 8, 9, 7), np.float32))
     runs = Executor(program, tensors, "case", threads=2, isa=isa)
     assert "pool bits" in {step.kernel for engine in runs.engines for step in engine.steps()}
-    assert np.array_equal(runs.run(case.x)["y"], outputs(case, None)[0])
+    assert np.array_equal(runs.run([case.x])["y"], outputs(case, None)[0])

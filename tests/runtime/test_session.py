@@ -117,10 +117,10 @@ def test_several_threads_may_share_a_session(session):
 def test_golden_pair_holds_and_a_wrong_one_is_noticed(session):
     assert session.golden_difference() == 0
     a = session.artifact
-    wrong = Artifact(a.program, a.tensors, a.metadata, a.golden_input, (a.golden_outputs[0] + 0.5,))
+    wrong = Artifact(a.program, a.tensors, a.metadata, a.golden_inputs, (a.golden_outputs[0] + 0.5,))
     with pytest.raises(VerificationError, match=r"differs by 0\.5|is 0\.5 off"):
         Session(wrong).golden_difference()
-    nan = Artifact(a.program, a.tensors, a.metadata, a.golden_input, (a.golden_outputs[0] * np.nan,))
+    nan = Artifact(a.program, a.tensors, a.metadata, a.golden_inputs, (a.golden_outputs[0] * np.nan,))
     with pytest.raises(VerificationError):
         Session(nan).golden_difference()
 

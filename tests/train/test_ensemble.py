@@ -20,6 +20,7 @@ from bnnconvert.shapes import propagate_shapes
 from bnnconvert.train.batches import EpochBatches, Sampling
 from bnnconvert.train.boosting import boosted, uniform, weighted_error
 from bnnconvert.train.ensemble import finetune_ensemble
+from bnnconvert.values.inputs import specs_of
 from bnnconvert.values.plan import Plan
 from bnnconvert.values.progress import Silent
 from bnnconvert.values.recipe import Ensemble
@@ -121,7 +122,7 @@ def test_the_error_is_by_weight() -> None:
 def make_ensemble(members: int = 2) -> GraphModule:
     graph = make_student(drop=0.0)
     propagate_shapes(graph, torch.zeros(2, 3, 8, 8))
-    rewrite, plan = EnsembleRewrite(members=members), Plan(recipe="test", input_shape=(1, 3, 8, 8), layers=())
+    rewrite, plan = EnsembleRewrite(members=members), Plan(recipe="test", inputs=specs_of((1, 3, 8, 8)), layers=())
     (site,) = rewrite.find(graph, plan)
     rewrite.apply(graph, site)  # type: ignore[arg-type]
     graph.recompile()
