@@ -68,7 +68,7 @@ Task = Annotated[
     str | None,
     typer.Option(
         metavar="NAME|PKG.MOD:OBJ",
-        help="classification, multi-label, regression, segmentation or your own; default: the run's.",
+        help="classification, multi-label, regression, segmentation, detection or your own; default: the run's.",
         show_default=False,
     ),
 ]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from bnnconvert.errors import RefusalError, UsageError
@@ -14,6 +14,7 @@ from bnnconvert.load.checkpoint import read_checkpoint, read_trusted
 from bnnconvert.load.exported import read_exported
 from bnnconvert.load.file_kind import recognise
 from bnnconvert.load.lift import lift
+from bnnconvert.load.shapes import give_shapes
 from bnnconvert.load.state_dict import fill, is_state_dict, read_safetensors
 from bnnconvert.load.user_code import call_factory, is_factory
 from bnnconvert.values.files import file_sha256
@@ -34,11 +35,17 @@ class LoadedModel:
     """Of the file; none for a factory alone."""
 
 
-def load_model(spec: str | Path, *, model: str | None = None, trust_pickle: bool = False) -> LoadedModel:
+def load_model(
+    spec: str | Path,
+    *,
+    model: str | None = None,
+    trust_pickle: bool = False,
+    probe: tuple[Tensor, ...] | None = None,
+) -> LoadedModel:
     """Load a model from a file or from `package.module:factory`.
 
-    `model` is the factory of the network whose state dict the file holds. No code of the file runs, unless
-    `trust_pickle` says that it may.
+    `model` is the factory of the network whose state dict the file holds; a `probe` gives its lazy layers their shapes.
+    No code of the file runs, unless `trust_pickle` says that it may.
 
     Raises: UsageError, RefusalError.
     """
@@ -46,7 +53,7 @@ def load_model(spec: str | Path, *, model: str | None = None, trust_pickle: bool
     if is_factory(spec):
         if model is not None:
             raise UsageError(f"{spec}: is a factory itself; leave out --model {model}, or give the file first.")
-        return LoadedModel(_settle(_build(spec), spec), spec, "factory", None)
+        return LoadedModel(_settle(_build(spec), spec, may_be_lazy=True), spec, "factory", None)
     path = Path(spec)
     content = _unwrap(_read(path, trust_pickle=trust_pickle))
     digest = file_sha256(path)
@@ -69,6 +76,8 @@ def load_model(spec: str | Path, *, model: str | None = None, trust_pickle: bool
             "package.module:factory, the function that builds it."
         )
     module = _build(model)
+    if probe is not None:
+        give_shapes(module, probe)
     fill(module, content, where=spec, factory=model)
     return LoadedModel(_settle(module, model), spec, "state-dict", digest)
 
@@ -103,14 +112,14 @@ def _build(spec: str) -> nn.Module:
     return made
 
 
-def _settle(module: nn.Module, where: str) -> nn.Module:
+def _settle(module: nn.Module, where: str, *, may_be_lazy: bool = False) -> nn.Module:
     """The module itself, out of a data-parallel wrapper, in evaluation mode, on the CPU, in float32."""
     while isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         module = module.module
     if isinstance(module, torch.jit.ScriptModule):
         raise RefusalError(f"{where}: is a TorchScript module; give the PyTorch module that it was made from.")
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if nn.parameter.is_lazy(tensor):
+        if nn.parameter.is_lazy(tensor) and not may_be_lazy:
             raise RefusalError(f"{where}: {name} has no shape yet; run the model once on an input before saving it.")
         if tensor.is_meta:
             raise RefusalError(f"{where}: {name} has no values (it is on the meta device); give a model with weights.")

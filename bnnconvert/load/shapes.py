@@ -30,6 +30,11 @@ def guess_input_shape(module: nn.Module) -> tuple[int, ...]:
 
     Raises: UsageError where no common shape works.
     """
+    if is_lazy(module):
+        raise UsageError(
+            f"{type(module).__name__} gets the shapes of its weights from the first input; give its shape with "
+            "--input-shape, for example 1,3,32,32."
+        )
     needed = [
         name
         for name, parameter in inspect.signature(module.forward).parameters.items()
@@ -65,6 +70,29 @@ def guess_input_shape(module: nn.Module) -> tuple[int, ...]:
         f"No common image size fits {type(module).__name__}{why}; give the shape with --input-shape, for example "
         "1,3,32,32."
     )
+
+
+def is_lazy(module: nn.Module) -> bool:
+    """Whether a parameter or buffer waits for a first input to get its shape."""
+    return any(nn.parameter.is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers()))
+
+
+def give_shapes(module: nn.Module, probe: tuple[Tensor, ...]) -> None:
+    """Run a module with lazy parameters once, which gives them shapes and random values.
+
+    Raises: UsageError where it does not take such an input.
+    """
+    if not is_lazy(module):
+        return
+    try:
+        with torch.no_grad():
+            module.eval()(*probe)
+    except Exception as error:  # a user's forward may reject a wrong shape in any way
+        shapes = ", ".join(str(tuple(x.shape)) for x in probe)
+        raise UsageError(
+            f"{type(module).__name__} does not accept an input of shape {shapes} ({first_line(error)}); give the right "
+            "one with --input-shape."
+        ) from error
 
 
 def _candidates(module: nn.Module, first: nn.Conv2d | nn.Linear) -> Iterator[tuple[int, ...]]:

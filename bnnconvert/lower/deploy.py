@@ -4,6 +4,9 @@ The deployed graph is a copy on the CPU in evaluation mode; the student is not t
 paths, a packed layer being a holder at the path of the layer that it replaces.
 """
 
+import dataclasses
+from typing import Any
+
 import torch
 from torch.fx import GraphModule, Node
 
@@ -16,6 +19,7 @@ from bnnconvert.layers.packed import Encode, PackedLayer, packed_layer
 from bnnconvert.lower.folds.table import FOLDS
 from bnnconvert.shapes import propagate_shapes
 from bnnconvert.values.inputs import Example, as_tuple
+from bnnconvert.values.outputs import as_plain
 
 
 def deploy(student: GraphModule, example: Example) -> GraphModule:
@@ -23,6 +27,7 @@ def deploy(student: GraphModule, example: Example) -> GraphModule:
     # No fold writes into a parameter.
     kept = (p for p in student.parameters() if p.device.type == "cpu")
     deployed = copy_sharing(student, kept).cpu().eval()
+    _plain_output(deployed)
     propagate_shapes(deployed, *(x.detach().cpu() for x in as_tuple(example)))
     expand(deployed)
     for fold in FOLDS.values():
@@ -33,6 +38,17 @@ def deploy(student: GraphModule, example: Example) -> GraphModule:
     deployed.graph.lint()
     deployed.recompile()
     return deployed
+
+
+def _plain_output(deployed: GraphModule) -> None:
+    """Return the fields of a data class or named tuple as a dictionary: a packed file knows no classes of the user."""
+    output = next(node for node in deployed.graph.nodes if node.op == "output")
+    made = output.args[0]
+    kind: Any = made.target if isinstance(made, Node) else None
+    if isinstance(made, Node) and (dataclasses.is_dataclass(kind) or hasattr(kind, "_fields")):
+        names = [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else kind._fields
+        made = dict(zip(names, made.args, strict=False)) | made.kwargs
+    output.args = (as_plain(made),)
 
 
 def expand(deployed: GraphModule) -> None:

@@ -12,7 +12,7 @@ from bnnconvert.errors import UsageError
 from bnnconvert.exporters.draft import module_bytes
 from bnnconvert.load.data import load_data
 from bnnconvert.load.model import LoadedModel, load_model
-from bnnconvert.load.shapes import guess_input_shape
+from bnnconvert.load.shapes import give_shapes, guess_input_shape, is_lazy
 from bnnconvert.load.user_code import is_factory
 from bnnconvert.lower.deploy import deploy_bytes
 from bnnconvert.lower.edges import calibrate as calibrate_edges
@@ -56,7 +56,7 @@ def convert(
     steering: Steering | None = None,
     progress: Progress | None = None,
 ) -> Student:
-    """Student of a float model; the model itself stays as it is.
+    """Student of a float model; the model itself stays as it is, but for lazy layers, which get their shapes.
 
     With data, thresholds and batch norm are set on a few hundred images, so that the student starts near its teacher;
     without, that is the first thing that fine-tuning does. `calibrate` fits the student to its teacher on so many
@@ -68,7 +68,10 @@ def convert(
         recipe = load_recipe(recipe)
     if example_inputs is not None:
         input_shape = specs_of_example(example_inputs)
-    return _convert(copy.deepcopy(model), recipe, input_shape, _data(data), calibrate, steering, progress)
+    loaded = _data(data)
+    if is_lazy(model):  # which cannot be copied
+        give_shapes(model, probe_input(inputs_of(model, input_shape, loaded)[0], loaded))
+    return _convert(copy.deepcopy(model), recipe, input_shape, loaded, calibrate, steering, progress)
 
 
 def _convert(
@@ -87,6 +90,7 @@ def _convert(
     inputs, notes = inputs_of(model, input_shape, loaded)
     is_guess = bool(notes)
     probe = probe_input(inputs, loaded)
+    give_shapes(model, probe)
     teacher = traced(model.cpu().float(), probe, steering)
     notes = (*notes, *teacher.meta.get("notes", ()))
     if loaded is not None:

@@ -12,6 +12,7 @@ from torch import nn
 from bnnconvert import __version__
 from bnnconvert.errors import ArtifactError, first_line
 from bnnconvert.load.model import LoadedModel, load_model
+from bnnconvert.pipeline.student import probe_input
 from bnnconvert.values.files import atomic_write, file_sha256, write_text
 from bnnconvert.values.plan import Plan
 from bnnconvert.values.run import DataRecord, RunDirectory, RunRecord
@@ -63,7 +64,12 @@ def fill_run(
 
 def load_source(run: RunDirectory, record: RunRecord) -> LoadedModel:
     """The float model that the run was made from."""
-    return load_model(run.file(record.source_file), model=record.factory, trust_pickle=record.trust_pickle)
+    return load_model(
+        run.file(record.source_file),
+        model=record.factory,
+        trust_pickle=record.trust_pickle,
+        probe=probe_input(record.inputs),
+    )
 
 
 def load_weights(student: nn.Module, run: RunDirectory) -> None:

@@ -16,6 +16,7 @@ from bnnconvert.errors import UsageError, VerificationError
 from bnnconvert.runtime import native
 from bnnconvert.runtime.executor import Executor
 from bnnconvert.runtime.native import StepTime
+from bnnconvert.values.outputs import as_plain
 from bnnconvert.values.program import Output, ValueSpec
 
 CHUNK_ELEMENTS = 2**22
@@ -176,6 +177,7 @@ def structured(output: Output, values: Mapping[str, Array]) -> Any:
 
 def flattened(output: Any) -> list[Any]:
     """Leaves of a structured output, left to right."""
+    output = as_plain(output)
     if isinstance(output, dict):
         return [leaf for item in output.values() for leaf in flattened(item)]
     if isinstance(output, list | tuple):

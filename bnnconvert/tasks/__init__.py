@@ -2,6 +2,7 @@
 
 from bnnconvert.tasks.base import Meter, Task
 from bnnconvert.tasks.classification import Classification
+from bnnconvert.tasks.detection import Detection
 from bnnconvert.tasks.multilabel import MultiLabel
 from bnnconvert.tasks.regression import Regression
 from bnnconvert.tasks.segmentation import Segmentation
@@ -11,6 +12,7 @@ TASKS: dict[str, type[Task]] = {
     "multi-label": MultiLabel,
     "regression": Regression,
     "segmentation": Segmentation,
+    "detection": Detection,
 }
 CLASSIFICATION: Task = Classification()
 

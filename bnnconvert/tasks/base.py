@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bnnconvert.errors import RefusalError, UsageError, first_line
+from bnnconvert.values.outputs import as_plain
 
 
 class Meter(Protocol):
@@ -42,6 +43,7 @@ class Task(ABC):
 
         Raises: RefusalError where there is no such tensor.
         """
+        output = as_plain(output)
         if isinstance(output, Mapping):
             output = output["logits"] if "logits" in output else next(iter(output.values()), None)
         elif isinstance(output, Sequence) and output:

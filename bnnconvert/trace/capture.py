@@ -6,6 +6,7 @@ answer and is where this way ends.
 """
 
 import copy
+import dataclasses
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -86,7 +87,7 @@ class _Capture(TorchFunctionMode):
             # The dispatcher in Python knows how each step goes with sizes that are symbols.
             with torch.no_grad(), _unchanged(self._root), self._calls(), enable_python_dispatcher(), self._fake, self:
                 result = self._root(*fakes, **concrete)
-            self._graph.output(self._arguments(result))
+            self._graph.output(self._result(result))
         except Exception as error:  # the user's code may raise anything
             raise CaptureError(self._at or "", error) from error
         for name, tensor in self._constants.items():
@@ -135,6 +136,13 @@ class _Capture(TorchFunctionMode):
         self._stand(node)
         self._track(result, node)
         return result
+
+    def _result(self, result: Any) -> Any:
+        """What the module returns; a data class is made anew of what the graph computes."""
+        if not dataclasses.is_dataclass(result) or isinstance(result, dict):
+            return self._arguments(result)
+        fields = {field.name: self._arguments(getattr(result, field.name)) for field in dataclasses.fields(result)}
+        return self._graph.call_function(type(result), (), fields)
 
     def _changed(self, name: str, args: tuple[Any, ...]) -> None:
         if name == "__set__":
