@@ -16,6 +16,7 @@ _PUBLIC = {
     "open_run": "bnnconvert.pipeline",
     "Student": "bnnconvert.pipeline",
     "Session": "bnnconvert.runtime",
+    "PackedModule": "bnnconvert.runtime.module",
 }
 __all__ = ["__version__", *_PUBLIC]
 

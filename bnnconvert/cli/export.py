@@ -31,6 +31,12 @@ def export(
         Path | None,
         typer.Option(metavar="FILE", help="File to write; default: NAME.packed.safetensors in the current folder."),
     ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help="A graph inside code that no file can hold, as the refusal names it, by itself."
+        ),
+    ] = None,
     edges: Annotated[
         Edges, typer.Option(help="The float layers at both ends; int8 is calibrated on the data.")
     ] = Edges.FLOAT,
@@ -50,7 +56,7 @@ def export(
     if run is None and student.run is not None:
         render.note(f"Run: {student.run.path}")
     report = pipeline.export(
-        student, out, format=format or "packed", edges=edges.value, data=data, mean=means, std=stds
+        student, out, format=format or "packed", part=part, edges=edges.value, data=data, mean=means, std=stds
     )
     if as_json:
         render.as_json(asdict(report))
@@ -64,7 +70,7 @@ def export(
         render.lines(export_notes(report))
     if format not in (None, "packed"):
         return
-    against = "" if student.run is None else f" --against {shlex.quote(_shown(student.run.path))}"
+    against = "" if student.run is None or part is not None else f" --against {shlex.quote(_shown(student.run.path))}"
     render.next_step(f"bnnconvert verify {shlex.quote(_shown(Path(report.path)))}{against}")
 
 

@@ -34,9 +34,21 @@ def draft_of(deployed: GraphModule, golden: tuple[Tensor, ...], metadata: Metada
 
     Raises: RefusalError.
     """
+    check_followed(deployed)
     check_independent(deployed, golden)
     program, tensors = lower(deployed, golden)
     return Artifact(program, tensors, metadata or Metadata(), tuple(x.numpy() for x in golden), ())
+
+
+def check_followed(deployed: GraphModule) -> None:
+    """Refuse a model with code that is called as it is."""
+    for path, reason in deployed.meta.get("opaque", {}).items():
+        parts = ", ".join(list(deployed.meta.get("inner", {}))[:5])
+        way_out = f", or export what is inside it, part by part, with --part ({parts})" if parts else ""
+        raise RefusalError(
+            f"export: {path} runs code that no file can hold, as it cannot be followed: {reason}; rewrite that line "
+            f"and convert again{way_out}"
+        )
 
 
 def check_independent(deployed: GraphModule, golden: tuple[Tensor, ...]) -> None:

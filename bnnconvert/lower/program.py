@@ -67,11 +67,6 @@ def lower(deployed: GraphModule, example: Example) -> tuple[Program, Arrays]:
 
 
 def _export(deployed: GraphModule, example: Example) -> "ExportedProgram":
-    for path, reason in deployed.meta.get("opaque", {}).items():
-        raise RefusalError(
-            f"export: {path} runs code that no file can hold, as it cannot be followed: {reason}; rewrite that line "
-            "and convert again"
-        )
     # Here, as it takes a second to import and a conversion does without.
     from torch.export import Dim, export
 

@@ -14,6 +14,7 @@ from bnnconvert.artifact.schema import Metadata, Normalisation
 from bnnconvert.errors import RefusalError, UsageError
 from bnnconvert.exporters.table import TARGETS
 from bnnconvert.exporters.verify import Recorder, student_bits
+from bnnconvert.graph import inputs_inside
 from bnnconvert.layers.base import BinaryLayer
 from bnnconvert.load.task import load_task
 from bnnconvert.lower.edges import calibrate, with_edges
@@ -35,6 +36,7 @@ def export(
     path: str | Path | None = None,
     *,
     format: str = "packed",
+    part: str | None = None,
     edges: Literal["float", "int8"] = "float",
     data: str | Data | None = None,
     mean: Sequence[float] | None = None,
@@ -42,6 +44,7 @@ def export(
 ) -> ExportReport:
     """Write the student in a format, verified against it; by default the packed artifact NAME.packed.safetensors.
 
+    `part` is the path of a graph inside code that no file can hold, which is exported by itself.
     `edges` says how the float layers at the ends are stored. Those of 8 bits, others that the plan has in 8 bits, and
     predictors are calibrated on the data, by default the run's, and the report says what they cost in accuracy.
 
@@ -49,9 +52,14 @@ def export(
     """
     wanted = look_up(TARGETS, format, where="export", what="format")
     name = student.run.name if student.run is not None else "model"
+    name = f"{name}.{part}" if part is not None else name
     target = Path(path) if path is not None else Path.cwd() / f"{name}{wanted.suffix}"
     look_up({name: name for name in EDGES}, edges, where="export", what="way to store the ends")
     layers, shares = _int8_layers(student, edges), student.plan.predicted
+    if part is not None and (layers or shares):
+        raise RefusalError(
+            "8-bit layers and predictors are for whole models; leave out --part, or convert without them."
+        )
     if not (layers or shares) and not (data is None and mean is None and std is None):
         raise UsageError("export: data is for calibrating 8-bit ends; give --edges int8 with it, or leave it out.")
     model, cost, predictions = student.model.cpu().eval(), None, None
@@ -62,14 +70,26 @@ def export(
             model, cost = _in_int8(model, layers, found, kind)
         if shares:
             model, predictions = _predicted(model, student.plan, found, kind)
+    teacher, golden = student.teacher, probe_input(student.inputs)
+    if part is not None:
+        golden = _inputs_of_part(model, part, golden)
+        model, teacher = (network.get_submodule(part) for network in (model, teacher))  # type: ignore[assignment]
     report = wanted.write(
         model,
         target,
-        golden_input=tuple(x[:1] for x in probe_input(student.inputs)),
+        golden_input=tuple(x[:1] for x in golden),
         metadata=_metadata(student, cost, predictions),
-        teacher=student.teacher,
+        teacher=teacher,
     )
     return dataclasses.replace(report, edges=cost, predictions=predictions)
+
+
+def _inputs_of_part(model: GraphModule, part: str, probe: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What a graph inside other code is given, the first time it is called."""
+    parts = inputs_inside(model, probe)
+    if not parts:
+        raise UsageError(f"--part {part}: the whole model is one graph; leave out --part.")
+    return look_up(parts, part, where="export", what="part")
 
 
 def _int8_layers(student: Student, edges: str) -> list[str]:

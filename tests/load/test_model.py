@@ -11,6 +11,7 @@ from torch import nn
 
 from bnnconvert.errors import RefusalError, UsageError
 from bnnconvert.load.model import load_model
+from bnnconvert.load.shapes import is_lazy
 
 UserModule = Callable[[str, str], None]
 
@@ -202,14 +203,15 @@ def test_a_module_that_does_not_import_is_a_usage_error(user_module: UserModule,
         load_model("net_broken:f")
 
 
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [("lazy", "weight has no shape yet"), ("meta", "weight has no values")],
-)
-def test_modules_without_weights_are_refused(user_module: UserModule, name: str, says: str) -> None:
+def test_modules_without_weights_are_refused(user_module: UserModule) -> None:
     user_module("net_empty", NET)
-    with pytest.raises(RefusalError, match=says):
-        load_model(f"net_empty:{name}")
+    with pytest.raises(RefusalError, match="weight has no values"):
+        load_model("net_empty:meta")
+
+
+def test_lazy_layers_of_a_factory_wait_for_an_input(user_module: UserModule) -> None:
+    user_module("net_lazy", NET)
+    assert is_lazy(load_model("net_lazy:lazy").module)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
