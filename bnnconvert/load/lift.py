@@ -22,7 +22,14 @@ from bnnconvert.errors import RefusalError
 from bnnconvert.graph import set_module
 from bnnconvert.values.inputs import InputSpec, dtype_of
 
-_CONVOLUTIONS = {"aten.conv1d": nn.Conv1d, "aten.conv2d": nn.Conv2d, "aten.conv3d": nn.Conv3d}
+_CONVOLUTIONS: dict[str, type[nn.Module]] = {
+    "aten.conv1d": nn.Conv1d,
+    "aten.conv2d": nn.Conv2d,
+    "aten.conv3d": nn.Conv3d,
+    "aten.conv_transpose1d": nn.ConvTranspose1d,
+    "aten.conv_transpose2d": nn.ConvTranspose2d,
+    "aten.conv_transpose3d": nn.ConvTranspose3d,
+}
 _NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "aten.relu": F.relu,
@@ -200,6 +207,9 @@ class _Lift:
         assert weight is not None
         settings = {name: tuple(given[name]) for name in ("stride", "padding", "dilation")}
         channels = weight.shape[1] * groups, weight.shape[0]
+        if "output_padding" in given:  # transposed, and so are the weight's first axes
+            channels = weight.shape[0], weight.shape[1] * groups
+            settings["output_padding"] = tuple(given["output_padding"])
         made: Any = kind(*channels, tuple(weight.shape[2:]), **settings, groups=groups, bias=False, device="meta")
         made.weight, made.bias = weight, tensors["bias"]
         return path, made

@@ -15,6 +15,7 @@ import bnnconvert
 from bnnconvert import pipeline
 from bnnconvert.errors import BnnError, RefusalError, UsageError
 from bnnconvert.load.model import load_model
+from tests.architectures import ARCHITECTURES
 from tests.networks import Functional, Residual, Transformer, perceptron, plain, randomise, sequence
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch.export")
@@ -47,6 +48,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "transformer": (Transformer, (3, 8, 8)),
     "sequence": (sequence, (2, 24)),
     "scaled": (Scaled, (3, 8, 8)),
+    **{name: ARCHITECTURES[name] for name in ("densenet", "mobilenet", "shufflenet", "unet", "convnext", "video")},
 }
 
 
