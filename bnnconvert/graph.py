@@ -26,8 +26,8 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 PASS_THROUGH = (nn.Identity, nn.Dropout, nn.Dropout2d)
 MEMBER, VOTE = "member", "vote"
 """Paths of an ensemble's members, numbered from 1, and of their vote."""
-_TORCH_S = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
-WEIGHT_LAYERS = (*_TORCH_S, BinaryLayer)
+_PRODUCTS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.MultiheadAttention)
+WEIGHT_LAYERS = (*_PRODUCTS, nn.Embedding, nn.RNNBase, nn.RNNCellBase, BinaryLayer)
 
 
 def module_of(graph: GraphModule, node: object) -> nn.Module | None:

@@ -25,10 +25,13 @@ class Binarize(Rewrite):
     promise: ClassVar[Promise] = RETRAIN
 
     def find(self, graph: GraphModule, plan: Plan) -> Iterator[Site | Refusal]:
+        found = set[str]()  # a layer that is called twice is one layer
         for node in graph.graph.nodes:
             layer = plan.layer(str(node.target)) if node.op == "call_module" else None
             module = module_of(graph, node)
-            if layer is not None and layer.decision != "float" and isinstance(module, nn.Conv2d | nn.Linear):
+            is_planned = layer is not None and layer.decision != "float"
+            if is_planned and isinstance(module, nn.Conv2d | nn.Linear) and str(node.target) not in found:
+                found.add(str(node.target))
                 yield Site(node, layer=layer)
 
     def apply(self, graph: GraphModule, site: Site) -> None:

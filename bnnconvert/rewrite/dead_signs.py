@@ -49,18 +49,20 @@ def dead_shares(graph: GraphModule, probe: tuple[Tensor, ...]) -> dict[str, floa
             layer.register_forward_pre_hook(_note_dead(path, dead))
     with torch.no_grad():
         trial(*probe)
-    return dead
+    return {path: share for path, share in dead.items() if share}
 
 
 def _note_dead(path: str, dead: dict[str, float]):  # type: ignore[no-untyped-def]
+    seen: list[Tensor] = []
+
     def note(layer: BinaryLayer, inputs: tuple[Tensor, ...]) -> None:
         assert layer.input_binarizer is not None
-        layer.input_binarizer.calibrate(inputs[0])
-        constant = torch.ones(inputs[0].shape[1], dtype=torch.bool)
-        for plane in layer.input_binarizer.planes(inputs[0]):
-            flat = plane.pm1.transpose(0, 1).flatten(1)
-            constant &= (flat == flat[:, :1]).all(dim=1)
-        if share := float(constant.float().mean()):
-            dead[path] = share
+        if not seen:
+            layer.input_binarizer.calibrate(inputs[0])
+        planes = layer.input_binarizer.planes(inputs[0])
+        seen.append(torch.cat([plane.pm1.transpose(0, 1).flatten(1) for plane in planes]))
+        calls = torch.cat(seen, 1)  # a layer that is called twice is dead where both calls say the same
+        constant = (calls == calls[:, :1]).all(dim=1).reshape(-1, inputs[0].shape[1]).all(dim=0)
+        dead[path] = float(constant.float().mean())
 
     return note

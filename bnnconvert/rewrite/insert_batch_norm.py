@@ -12,6 +12,7 @@ With `affine = false` each sign gets an input of mean 0 and deviation 1, which a
 not positive: the sign of a channel is not the quantizer's to turn.
 """
 
+import operator
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -37,6 +38,7 @@ from bnnconvert.layers.base import BinaryLayer
 from bnnconvert.layers.branches import BranchMerge, SoftGate
 from bnnconvert.layers.channel_scale import ChannelScale
 from bnnconvert.layers.maxout import Maxout
+from bnnconvert.layers.recurrent import RecurrentStep
 from bnnconvert.layers.rprelu import RPReLU
 from bnnconvert.rewrite.base import RETRAIN, Promise, Refusal, Rewrite, Site
 from bnnconvert.rewrite.regions import feeds_only_signs
@@ -175,4 +177,5 @@ def _is_centred(graph: GraphModule, node: Node, *, depth: int = 0) -> bool:
     is_sum = is_add(source) or is_call_of(graph, source, (BranchMerge, SoftGate))
     if is_sum and depth < _MAX_DEPTH:
         return all(_is_centred(graph, part, depth=depth + 1) for part in source.all_input_nodes)
-    return is_sum or is_call_of(graph, source, BATCH_NORMS)
+    is_state = source.target is operator.getitem and is_call_of(graph, source.args[0], RecurrentStep)
+    return is_sum or is_state or is_call_of(graph, source, BATCH_NORMS)

@@ -73,7 +73,7 @@ def _expand(graph: GraphModule, node: Node, module: nn.MultiheadAttention) -> bo
             turned = {x: graph.graph.call_method("transpose", (x, 0, 1)) for x in tokens}
             tokens = [turned[x] for x in tokens]
         if len(set(tokens)) == 1 and module.in_proj_weight is not None:
-            joined = call("in_proj", _linear(module.in_proj_weight, module.in_proj_bias), tokens[0])
+            joined = call("in_proj", linear_of(module.in_proj_weight, module.in_proj_bias), tokens[0])
             parts = call("split", SplitInThree(), joined)
             projected = [graph.graph.call_function(operator.getitem, (parts, i)) for i in range(3)]
         else:
@@ -81,7 +81,7 @@ def _expand(graph: GraphModule, node: Node, module: nn.MultiheadAttention) -> bo
             projected = [call(f"{name}_proj", layer, x) for name, x, layer in layers]
         masks = [] if given.get("attn_mask") is None else [_additive(graph, given["attn_mask"])]
         y = call("attend", Attention(module.num_heads, dropout=module.dropout), *projected, *masks)
-        y = call("out_proj", _linear(module.out_proj.weight, module.out_proj.bias), y)
+        y = call("out_proj", linear_of(module.out_proj.weight, module.out_proj.bias), y)
         if not module.batch_first:
             y = graph.graph.call_method("transpose", (y, 0, 1))
     for user in list(node.users):
@@ -102,10 +102,11 @@ def _projections(module: nn.MultiheadAttention) -> list[nn.Linear]:
     weights: Any = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
     if module.in_proj_weight is not None:
         weights = module.in_proj_weight.chunk(3)
-    return [_linear(weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+    return [linear_of(weight, bias) for weight, bias in zip(weights, biases, strict=True)]
 
 
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear layer over these parameters."""
     made = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     made.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight.detach())
     if bias is not None:

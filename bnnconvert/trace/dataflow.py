@@ -9,6 +9,7 @@ from torch.fx import GraphModule, Node
 
 from bnnconvert.graph import WEIGHT_LAYERS, calls_of, is_add, module_of, shape_of
 from bnnconvert.trace.attention import why_whole
+from bnnconvert.trace.recurrent import why_whole_recurrent
 from bnnconvert.trace.weights import is_weighted_call
 from bnnconvert.values.plan import LayerFacts
 
@@ -126,11 +127,15 @@ def _obstacle(graph: GraphModule, node: Node, module: nn.Module) -> str | None:
     """Why the layer cannot be binary, whatever the recipe says."""
     if isinstance(module, nn.MultiheadAttention):
         return f"its projections cannot be taken apart, as {why_whole(graph, node, module)}"
+    if isinstance(module, nn.RNNBase):
+        return f"its steps cannot be written out, as {why_whole_recurrent(graph, node, module)}"
     if type(module) not in KINDS:
         return f"there is no binary {type(module).__name__}"
-    calls = len(calls_of(graph, str(node.target)))
-    if calls > 1:
-        return f"the module is called {calls} times, and each call would need its own binarizer"
+    calls = calls_of(graph, str(node.target))
+    if len(calls) > 1 and type(module) not in (nn.Conv2d, nn.Linear):
+        return f"the module is called {len(calls)} times, as only 2d convolutions and linear layers may be"
+    if len({shape_of(call.all_input_nodes[0]) for call in calls}) > 1:
+        return f"the module is called {len(calls)} times on inputs of different sizes"
     if "weight" not in dict(module.named_parameters(recurse=False)):
         return "its weight is computed, not a plain parameter"
     if isinstance(module, nn.ConvTranspose2d):

@@ -27,6 +27,7 @@ from bnnconvert.trace.calls import CaptureError, argument_names, copies, is_leaf
 from bnnconvert.trace.canonical import canonicalise
 from bnnconvert.trace.compare import require_same
 from bnnconvert.trace.inside import put_graphs_inside
+from bnnconvert.trace.recurrent import expand_recurrent
 from bnnconvert.values.steering import Steering
 
 WHOLE = "model"
@@ -185,7 +186,7 @@ def _finished(graph: GraphModule, inputs: tuple[Tensor, ...], expected: object, 
         note = f"The model computes the weight of {listed} from parameters alone: a plain parameter of that value now."
         graph.meta["notes"] = (*graph.meta.get("notes", ()), note)
     propagate_shapes(graph, *copies(inputs))
-    if expand_attention(graph):
+    if expand_attention(graph) + expand_recurrent(graph):
         propagate_shapes(graph, *copies(inputs))
     given = copies(inputs)
     with torch.no_grad():

@@ -107,9 +107,25 @@ def test_the_teacher_gives_what_the_model_gives(use: type[Base]) -> None:
     torch.testing.assert_close(student.teacher(other), module(other))
 
 
-def test_a_module_that_is_called_twice_stays_float_by_its_calls() -> None:
-    for use, path in ((CalledTwice, "one"), (TwoNames, "one")):
-        plan = bnnconvert.convert(use(), "xnor", input_shape=(1, 3, 6, 6)).plan
-        layer = plan.layer(path)
-        assert layer is not None
-        assert layer.reason.startswith("the module is called 2 times")
+class OnTwoSizes(Base):
+    """One layer on two scales, as the heads of a pyramid are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(self.two(self.one(x) + F.interpolate(self.one(F.avg_pool2d(x, 2)), scale_factor=2.0)))
+
+
+def test_a_module_that_is_called_twice_is_one_binary_layer() -> None:
+    for use in (CalledTwice, TwoNames):
+        student = bnnconvert.convert(use(), "reactnet", input_shape=(1, 3, 6, 6))
+        assert [p.facts.path for p in student.plan.layers if p.decision == "binary"].count("one") == 1
+        assert student.model.get_submodule("one").is_weight_only is False
+        norms = [n for n in student.model.graph.nodes if str(n.target).startswith("one_norm")]
+        assert len({n.target for n in norms}) == len(norms)
+
+
+def test_a_module_that_is_called_on_two_sizes_stays_float() -> None:
+    plan = bnnconvert.convert(OnTwoSizes(), "xnor", input_shape=(1, 3, 6, 6)).plan
+    layer = plan.layer("one")
+    assert layer is not None
+    assert layer.reason == "the module is called 2 times on inputs of different sizes"

@@ -77,19 +77,21 @@ def test_obstacles_name_a_property_of_the_model() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.twice = nn.Conv2d(3, 3, 3, padding=1)
+            self.twice, self.scales = nn.ConvTranspose2d(3, 3, 1), nn.Conv2d(3, 3, 1)
             self.reflect = nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect")
             self.up = nn.ConvTranspose2d(3, 3, 2, dilation=2)
             self.tokens = nn.Linear(5, 5)
             self.depthwise = nn.Conv2d(3, 3, 3, groups=3)
 
         def forward(self, x: Tensor) -> Tensor:
-            x = self.reflect(self.twice(self.twice(x)))
+            x = self.scales(self.twice(self.twice(x))) + self.scales(x[..., :1])
+            x = self.reflect(x)
             return self.depthwise(self.tokens(self.up(x)[..., :5]))
 
     found = facts(Odd(), 1, 3, 5, 5)
     reasons = {path: f.obstacle or "" for path, f in found.items()}
-    assert "called 2 times" in reasons["twice"]
+    assert "called 2 times, as only" in reasons["twice"]
+    assert "called 2 times on inputs of different sizes" in reasons["scales"]
     assert "'reflect'" in reasons["reflect"]
     assert "dilation (2, 2)" in reasons["up"]
     assert not reasons["tokens"]
