@@ -11,6 +11,7 @@ import bnnconvert
 from bnnconvert import Session
 from bnnconvert.errors import UsageError
 from bnnconvert.exporters.verify import verify
+from bnnconvert.trace import recurrent
 from bnnconvert.trace.dataflow import layer_facts
 from bnnconvert.trace.tracer import trace
 
@@ -115,11 +116,14 @@ class Whole(nn.Module):
     ("net", "shape", "why"),
     [
         (Whole(nn.LSTM(8, 16, proj_size=8, batch_first=True)), (5, 4), "projects its state"),
-        (Whole(nn.GRU(8, 8, batch_first=True)), (600, 4), "600 time steps"),
+        (Whole(nn.GRU(8, 8, batch_first=True)), (9, 4), "9 time steps, and at most 8"),
         (Whole(nn.GRU(8, 8, batch_first=True), both=True), (5, 4), "passed on together"),
         (Whole(nn.GRUCell(8, 8)), (4,), "there is no binary GRUCell"),
     ],
 )
-def test_what_cannot_be_written_out_stays_whole_and_says_why(net: nn.Module, shape: tuple[int, ...], why: str) -> None:
+def test_what_cannot_be_written_out_stays_whole_and_says_why(
+    net: nn.Module, shape: tuple[int, ...], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recurrent, "MOST_STEPS", 8)
     layers = {p.facts.path: p.reason for p in bnnconvert.convert(net, "xnor", input_shape=(1, *shape)).plan.layers}
     assert why in layers["cell"]
