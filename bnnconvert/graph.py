@@ -66,6 +66,16 @@ def calls_of(graph: GraphModule, target: str) -> list[Node]:
     return [n for n in graph.graph.nodes if module_of(graph, n) is module]
 
 
+def all_calls(graph: GraphModule) -> dict[nn.Module, list[Node]]:
+    """The nodes that call each module, in order; what `calls_of` says of one."""
+    calls: dict[nn.Module, list[Node]] = {}
+    for node in graph.graph.nodes:
+        module = module_of(graph, node)
+        if module is not None:
+            calls.setdefault(module, []).append(node)
+    return calls
+
+
 def is_called_once(graph: GraphModule, node: Node) -> bool:
     """Whether the module behind `node` is called there and nowhere else."""
     return len(calls_of(graph, str(node.target))) == 1

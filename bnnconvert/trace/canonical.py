@@ -14,7 +14,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
-from bnnconvert.graph import calls_of, free_path, module_of, set_module, stored
+from bnnconvert.graph import all_calls, free_path, module_of, set_module, stored
 from bnnconvert.trace.weights import give_weights_layers
 
 Build = Callable[..., nn.Module | None]
@@ -191,12 +191,11 @@ def _plain_add(node: Node) -> None:
 
 def _unshare(graph: GraphModule) -> None:
     """Give each call of a module without state its own copy; modules with state stay shared."""
-    for node in list(graph.graph.nodes):
-        module = module_of(graph, node)
-        if module is None or any(True for _ in (*module.parameters(), *module.buffers())):
+    for module, calls in all_calls(graph).items():
+        if any(True for _ in (*module.parameters(), *module.buffers())):
             continue
-        for call in calls_of(graph, str(node.target))[1:]:
-            path = free_path(graph, str(node.target))
+        for call in calls[1:]:
+            path = free_path(graph, str(calls[0].target))
             graph.add_submodule(path, copy.deepcopy(module))
             call.target = path
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from bnnconvert.graph import WEIGHT_LAYERS, calls_of, is_add, module_of, shape_of
+from bnnconvert.graph import WEIGHT_LAYERS, all_calls, is_add, module_of, shape_of
 from bnnconvert.trace.attention import why_whole
 from bnnconvert.trace.recurrent import why_whole_recurrent
 from bnnconvert.trace.weights import is_weighted_call
@@ -31,7 +31,7 @@ def layer_facts(graph: GraphModule) -> tuple[LayerFacts, ...]:
     above = _ancestors(graph, nodes)
     below = {a for n in nodes for a in above[n]}
     shortcuts = _shortcuts(graph, above)
-    seen: set[nn.Module] = set()
+    calls, seen = all_calls(graph), set[nn.Module]()
     facts: list[LayerFacts] = []
     for node in nodes:
         module = module_of(graph, node)
@@ -45,7 +45,8 @@ def layer_facts(graph: GraphModule) -> tuple[LayerFacts, ...]:
         if path in whole:
             facts += _inside(graph, path, whole[path], is_first=is_first, is_last=is_last)
         else:
-            facts.append(_facts(graph, node, is_first=is_first, is_last=is_last, is_shortcut=node in shortcuts))
+            made = _facts(graph, calls[module], is_first=is_first, is_last=is_last, is_shortcut=node in shortcuts)
+            facts.append(made)
     return tuple(facts)
 
 
@@ -103,8 +104,9 @@ def _of_a_call(node: Node, *, is_first: bool, is_last: bool) -> LayerFacts:
     )
 
 
-def _facts(graph: GraphModule, node: Node, *, is_first: bool, is_last: bool, is_shortcut: bool) -> LayerFacts:
-    module = module_of(graph, node)
+def _facts(graph: GraphModule, calls: list[Node], *, is_first: bool, is_last: bool, is_shortcut: bool) -> LayerFacts:
+    """Facts about a weight layer from where it is called first."""
+    node, module = calls[0], module_of(graph, calls[0])
     assert module is not None
     weight = getattr(module, "weight", None)
     groups = getattr(module, "groups", 1)
@@ -119,19 +121,19 @@ def _facts(graph: GraphModule, node: Node, *, is_first: bool, is_last: bool, is_
         is_last=is_last,
         is_depthwise=groups > 1 and groups == getattr(module, "in_channels", 0),
         is_shortcut=is_shortcut,
-        obstacle=_obstacle(graph, node, module),
+        obstacle=_obstacle(graph, calls, module),
     )
 
 
-def _obstacle(graph: GraphModule, node: Node, module: nn.Module) -> str | None:
+def _obstacle(graph: GraphModule, calls: list[Node], module: nn.Module) -> str | None:
     """Why the layer cannot be binary, whatever the recipe says."""
+    node = calls[0]
     if isinstance(module, nn.MultiheadAttention):
         return f"its projections cannot be taken apart, as {why_whole(graph, node, module)}"
     if isinstance(module, nn.RNNBase):
         return f"its steps cannot be written out, as {why_whole_recurrent(graph, node, module)}"
     if type(module) not in KINDS:
         return f"there is no binary {type(module).__name__}"
-    calls = calls_of(graph, str(node.target))
     if len(calls) > 1 and type(module) not in (nn.Conv2d, nn.Linear):
         return f"the module is called {len(calls)} times, as only 2d convolutions and linear layers may be"
     if len({shape_of(call.all_input_nodes[0]) for call in calls}) > 1:
