@@ -69,10 +69,12 @@ def convert(
     from bnnconvert import pipeline
     from bnnconvert.cli import render
     from bnnconvert.report.budget import budget_notes
-    from bnnconvert.train.memory import keep_freed_memory
+    from bnnconvert.train.memory import keep_freed_memory, return_freed_memory
 
     if calibrate is not None:
         keep_freed_memory()
+    else:
+        return_freed_memory()
     fitted = None
     with render.TrainingBar() as bar, render.CountBar("layers at a width") as count:
         if budget is None:

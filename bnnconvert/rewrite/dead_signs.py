@@ -53,16 +53,19 @@ def dead_shares(graph: GraphModule, probe: tuple[Tensor, ...]) -> dict[str, floa
 
 
 def _note_dead(path: str, dead: dict[str, float]):  # type: ignore[no-untyped-def]
-    seen: list[Tensor] = []
+    first: list[Tensor] = []
+    constant: list[Tensor] = []
 
     def note(layer: BinaryLayer, inputs: tuple[Tensor, ...]) -> None:
         assert layer.input_binarizer is not None
-        if not seen:
+        if not first:
             layer.input_binarizer.calibrate(inputs[0])
         planes = layer.input_binarizer.planes(inputs[0])
-        seen.append(torch.cat([plane.pm1.transpose(0, 1).flatten(1) for plane in planes]))
-        calls = torch.cat(seen, 1)  # a layer that is called twice is dead where both calls say the same
-        constant = (calls == calls[:, :1]).all(dim=1).reshape(-1, inputs[0].shape[1]).all(dim=0)
-        dead[path] = float(constant.float().mean())
+        values = torch.cat([plane.pm1.transpose(0, 1).flatten(1) for plane in planes])
+        if not first:
+            first.append(values[:, :1].clone())
+        # A layer that is called twice is dead where both calls say the same.
+        constant.append((values == first[0]).all(dim=1).reshape(-1, inputs[0].shape[1]).all(dim=0))
+        dead[path] = float(torch.stack(constant).all(dim=0).float().mean())
 
     return note

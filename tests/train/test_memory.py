@@ -1,4 +1,4 @@
-"""Freed memory stays in the process: counted in page faults, in a process of its own."""
+"""Freed memory stays in the process, or goes back: counted in pages, in a process of its own."""
 
 import platform
 import subprocess
@@ -35,3 +35,34 @@ def test_a_later_step_asks_the_system_for_no_memory() -> None:
     kept = faults("keep")
     assert kept < pages / 50
     assert faults("default") > 10 * kept + 100  # at times glibc keeps one step's worth by itself
+
+
+CONVERSION = """
+import ctypes, sys
+import torch
+from bnnconvert.train.memory import return_freed_memory
+
+class Info(ctypes.Structure):  # malloc.h, mallinfo2
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+
+if sys.argv[1] == "return":
+    assert return_freed_memory()
+once = torch.ones(2**21)
+del once  # after which glibc puts tensors of this size into the heap
+mallinfo2 = ctypes.CDLL(None).mallinfo2
+mallinfo2.restype = Info
+before = mallinfo2().hblks
+kept = torch.ones(2**21)
+print(mallinfo2().hblks - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_a_large_tensor_has_pages_of_its_own_and_leaves_no_hole() -> None:
+    def mapped(mode: str) -> int:
+        command = [sys.executable, "-W", "ignore", "-c", CONVERSION, mode]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout)
+
+    assert mapped("return") == 1
+    assert mapped("default") == 0
