@@ -3,6 +3,7 @@
 import copy
 import operator
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -386,6 +387,37 @@ def test_the_runner_catches_a_rewrite_that_breaks_its_promise() -> None:
     plan = make_plan(recipe, layer_facts(graph), inputs=specs_of((1, 3, 8, 8)), model_bytes=0)
     with pytest.raises(VerificationError, match="promises EXACT"):
         run_rewrites(graph, plan, [Wrong()], probe=(x,))
+
+
+def test_an_exact_rewrite_may_round_by_the_largest_values() -> None:
+    """A difference of large values rounds as they do, so 3e-4 beside 1e4 is none and beside 1 it is."""
+
+    class Late(Rewrite):
+        """Adds to one output of the last layer."""
+
+        name, promise = "late", EXACT
+
+        def __init__(self) -> None:
+            self.done = False
+
+        def find(self, graph: GraphModule, plan: Plan):  # type: ignore[no-untyped-def]
+            if not self.done:
+                yield Site(next(iter(graph.graph.nodes)))
+
+        def apply(self, graph: GraphModule, site: Site) -> None:
+            self.done = True
+            graph.get_submodule("fc").bias.data[0] += 3e-4
+
+    x = torch.randn(4, 3, 8, 8)
+    recipe = parse_recipe(RECIPE.format(rewrites='"binarize"'), where="test")
+    for large in (1.0, 1e4):
+        net = Residual().eval()
+        net.fc.weight.data.zero_()
+        net.fc.bias.data = torch.tensor([0.0, large, large, large, large])
+        graph = trace(net, (x,))
+        plan = make_plan(recipe, layer_facts(graph), inputs=specs_of((1, 3, 8, 8)), model_bytes=0)
+        with nullcontext() if large > 1 else pytest.raises(VerificationError, match="promises EXACT"):
+            run_rewrites(graph, plan, [Late()], probe=(x,))
 
 
 def test_the_runner_stops_a_rewrite_without_end() -> None:
