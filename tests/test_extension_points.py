@@ -42,7 +42,7 @@ POINTS: dict[str, tuple[str, Mapping[str, Any], set[str]]] = {
     "optimizers": ("train/optimizers", OPTIMIZERS, {"base", "groups"}),
     "folds": ("lower/folds", FOLDS, {"base", "table"}),
     "targets": ("exporters", {n: t.write for n, t in TARGETS.items()}, {"table", "verify", "boundary", "draft"}),
-    "tasks": ("tasks", TASKS, {"base"}),
+    "tasks": ("tasks", TASKS, {"base", "boxes"}),
     "commands": ("cli", COMMANDS, {"app", "failures", "options", "render", "arrays"}),
 }
 SOURCED: list[tuple[type, Mapping[str, Any]]] = [
