@@ -269,7 +269,10 @@ class _Capture(TorchFunctionMode):
     ) -> Any:
         node = self._graph.call_module(path, tuple(map(self._argument, args)), self._arguments(kwargs))
         with self._no_names(), torch._C.DisableTorchFunction():
-            result = ordinary(module, *args, **kwargs)
+            if isinstance(module, nn.RNNBase) and isinstance(args[0], Tensor) and args[0].dim() == 3:
+                result = _states_of(module, args[0])
+            else:
+                result = ordinary(module, *args, **kwargs)
         self._stand(node)
         with self._no_names():
             self._track(result, node)
@@ -295,6 +298,14 @@ class _Capture(TorchFunctionMode):
     def _is_fixed(self) -> bool:
         """Whether something has asked for the number of samples itself."""
         return isinstance(self._samples, torch.SymInt) and self._samples.node.maybe_as_int() is not None
+
+
+def _states_of(module: nn.RNNBase, x: Tensor) -> Any:
+    """What a recurrent layer gives, by its shapes alone: torch would go through the steps one by one."""
+    ways, hidden = 2 if module.bidirectional else 1, module.proj_size or module.hidden_size
+    samples, states = x.shape[0 if module.batch_first else 1], ways * module.num_layers
+    y, h = x.new_empty((*x.shape[:2], ways * hidden)), x.new_empty((states, samples, hidden))
+    return y, (h, x.new_empty((states, samples, module.hidden_size))) if isinstance(module, nn.LSTM) else h
 
 
 @contextmanager
