@@ -112,9 +112,11 @@ def _input_of(text: str) -> "InputSpec":
     try:
         return InputSpec.model_validate(given)
     except ValidationError:
+        kinds = ", ".join(get_args(InputType))
+        what = "is no number that integers stay below" if dtype in kinds.split(", ") else "is no element type"
         raise UsageError(
-            f"--input-shape {text}: has no such element type; give {', '.join(get_args(InputType))}, for integers with "
-            "the number that they stay below, as in 1,16:int64:1000."
+            f"--input-shape {text}: {(below or dtype)!r} {what}; give one of {kinds}, and for integers 1 or more, as "
+            "in 1,16:int64:1000."
         ) from None
 
 

@@ -101,7 +101,7 @@ def run_example(
         reason = first_line(error)
         raise UsageError(
             f"{type(module).__name__} does not accept an input of shape {shapes} ({reason}); "
-            "give the right one with --input-shape."
+            "give the right one with --input-shape, once for each input."
         ) from error
 
 

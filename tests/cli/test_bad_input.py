@@ -139,6 +139,14 @@ def test_input_shape_that_is_none(shell: Shell, shape: str) -> None:
     assert "--input-shape" in convert(shell, "--input-shape", shape, code=USAGE)
 
 
+@pytest.mark.parametrize(
+    ("text", "says"), [("1,4:text", "'text' is no element type"), ("1,4:int64:0", "'0' is no number")]
+)
+def test_an_input_that_is_none(shell: Shell, text: str, says: str) -> None:
+    torch.save(small_net(), "model.pt")
+    assert says in convert(shell, "--input-shape", text, code=USAGE)
+
+
 def test_a_shape_too_many(shell: Shell) -> None:
     torch.save(small_net(), "model.pt")
     assert "1x8x8" not in convert(shell, "--input-shape", "1,1,8,8", "--input-shape", "1,4:int64:9", code=USAGE)
