@@ -124,6 +124,34 @@ def test_what_is_made_from_nothing_is_stored_unless_it_follows_the_batch():
     assert "aten.zeros.default" in {node.op for node in program.nodes}
 
 
+FUNCTIONS = {
+    "swapaxes": lambda x: torch.swapaxes(x, 1, 2),
+    "tensor_split": lambda x: torch.cat(torch.tensor_split(x, (1, 3), dim=1)[::2], 1),
+    "movedim": lambda x: torch.movedim(x, (1, 2), (3, 1)),
+    "broadcast_to": lambda x: x[:, :1].broadcast_to(x.shape),
+    "arithmetic": lambda x: torch.divide(torch.multiply(x, 3), 2).subtract(x) % 2.0,
+    "lerp": lambda x: torch.lerp(x, x.square(), 0.25),
+    "reductions": lambda x: torch.logsumexp(x, (2, 3)) + x.prod(2).argmin(2),
+    "topk": lambda x: x.flatten(1).topk(3)[0],
+    "steps": lambda x: x.ceil() + x.trunc() + x.abs().log1p() + x.expm1(),
+}
+
+
+class Function(nn.Module):
+    def __init__(self, name):
+        super().__init__()
+        self.function = FUNCTIONS[name]
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_operators_outside_layers_run_as_the_model_calls_them(name):
+    actual, expected = run_as_program(Function(name), torch.randn(3, 4, 2, 5))
+    torch.testing.assert_close(torch.from_numpy(np.ascontiguousarray(actual)), expected)
+
+
 class Noise(nn.Module):
     def forward(self, x):
         return x + torch.randn_like(x)
