@@ -73,6 +73,16 @@ def test_segmentation(example: Example, monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert found["file bytes"] < found["float bytes"]
 
 
+def test_detection(example: Example, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    detection = example("detection")
+    monkeypatch.setattr(detection, "SCENES", {"train": 640, "test": 64})
+    found = detection.main(recipe="bwn", epochs=4, folder=tmp_path)
+    assert found["student"] == pytest.approx(found["packed"], abs=1e-3)
+    assert found["float"] > 0.2
+    assert found["student"] > 0.2
+    assert found["file bytes"] < found["float bytes"] / 8
+
+
 def test_step_time_prints_every_ratio(example: Example, capsys: pytest.CaptureFixture[str]) -> None:
     step_time = example("step_time")
     step_time.main(["--recipes", "xnor", "--batch", "2", "--threads", "1", "--rounds", "2", "--json"])
