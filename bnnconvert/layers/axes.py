@@ -94,7 +94,7 @@ class FromFrames(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Depth behind the channels."""
-        return x.reshape(-1, self.depth, *x.shape[1:]).transpose(1, 2)
+        return torch.unflatten(x, 0, (-1, self.depth)).transpose(1, 2)
 
     def extra_repr(self) -> str:
         """Frames."""
@@ -113,9 +113,8 @@ class Interleave(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Every phase at its offset."""
-        (n, _, height, width), (high, wide) = x.shape, self.stride
-        y = x.reshape(n, -1, high, wide, height, width).permute(0, 1, 4, 2, 5, 3)
-        y = y.reshape(n, -1, height * high, width * wide)
+        # Not by reshape, whose -1 says nothing where a detector has found nothing and there are 0 samples.
+        y = torch.unflatten(x, 1, (-1, *self.stride)).permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
         (top, left), (rows, columns) = self.start, self.size
         return y[:, :, top : top + rows, left : left + columns]
 

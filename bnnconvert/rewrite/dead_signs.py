@@ -58,6 +58,8 @@ def _note_dead(path: str, dead: dict[str, float]):  # type: ignore[no-untyped-de
 
     def note(layer: BinaryLayer, inputs: tuple[Tensor, ...]) -> None:
         assert layer.input_binarizer is not None
+        if not len(inputs[0]):  # what a detector has not found says nothing about a sign
+            return
         if not first:
             layer.input_binarizer.calibrate(inputs[0])
         planes = layer.input_binarizer.planes(inputs[0])

@@ -44,7 +44,7 @@ def calibrate_inputs(student: nn.Module, x: Example, *, frozen: bool = False) ->
 
     def calibrate(binarizer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(binarizer, InputBinarizer)
-        if binarizer not in done:
+        if binarizer not in done and len(inputs[0]):
             done.add(binarizer)
             binarizer.calibrate(inputs[0])
 

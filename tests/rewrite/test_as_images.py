@@ -172,6 +172,29 @@ def _products(layer: nn.Module, x: Tensor) -> int:
         return layer.weight.numel() * layer(torch.zeros(1, 4, *x.shape[2:])).shape[2:].numel()
 
 
+class Masks(nn.Module):
+    """A mask for each region that code has found, of which there may be none."""
+
+    def __init__(self, least: float) -> None:
+        super().__init__()
+        self.stem, self.least = nn.Conv2d(3, 8, 3, padding=1), least
+        self.head = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(8, 8, 2, 2))
+        self.last = nn.Conv2d(8, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        return self.last(self.head(y[y.mean((1, 2, 3)) > self.least]))
+
+
+@pytest.mark.parametrize("least", [-1e9, 1e9])
+def test_layers_that_see_no_sample_are_binary_all_the_same(least: float) -> None:
+    torch.manual_seed(0)
+    student = bnnconvert.convert(Masks(least).eval(), recipe="xnor", input_shape=(1, 3, 8, 8))
+    decisions = {p.facts.path.removeprefix("model."): p.decision for p in student.plan.layers}
+    assert decisions["head.2"] == "binary"
+    assert student.model.eval()(torch.randn(5, 3, 8, 8)).shape == (5 if least < 0 else 0, 1, 16, 16)
+
+
 def test_transposed_convolutions_without_whole_phases_are_refused_by_their_sizes() -> None:
     net = nn.Sequential(nn.Conv2d(2, 4, 1), nn.ConvTranspose2d(4, 4, 3, 2), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 2, 1))
     plan = bnnconvert.convert(net, recipe="bwn", input_shape=(1, 2, 6, 6)).plan
