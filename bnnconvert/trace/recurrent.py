@@ -57,20 +57,19 @@ class _Expansion:
         self.graph, self.node, self.module, self.path = graph, node, module, str(node.target)
         self.holder = nn.Module()
         given: dict[str, Any] = dict(zip(("input", "hx"), node.args, strict=False)) | dict(node.kwargs)
-        self.x, hx = given["input"], given.get("hx")
+        self.x, self.hx = given["input"], given.get("hx")
         shape = shape_of(self.x)
         assert shape is not None
         self.count = shape[1 if module.batch_first else 0]
-        self.starts: list[Any] = [] if hx is None else list(hx) if isinstance(hx, tuple | list) else [hx]
+        self.starts: list[Any] = []
         """Initial h, and for an LSTM c. Shapes: (layers x directions, N, H)."""
-        if hx is not None and isinstance(module, nn.LSTM) and isinstance(hx, Node):
-            self.starts = [self._function(operator.getitem, hx, i, before=True) for i in range(2)]
 
     def write(self) -> None:
         """Put the steps in the layer's place."""
         owner, _, leaf = self.path.rpartition(".")
         self.graph.get_submodule(owner).add_module(leaf, self.holder)
         with self.graph.graph.inserting_before(self.node):
+            self.starts = self._initial()
             x: Node = self.x if self.module.batch_first else self._method("transpose", self.x, 0, 1)
             ends: list[tuple[Node, ...]] = []
             for number in range(self.module.num_layers):
@@ -87,6 +86,14 @@ class _Expansion:
         for user in list(self.node.users):
             self._replace(user, x, last)
         self.graph.graph.erase_node(self.node)
+
+    def _initial(self) -> list[Any]:
+        if self.hx is None:
+            return []
+        if isinstance(self.hx, tuple | list):
+            return list(self.hx)
+        is_pair = isinstance(self.module, nn.LSTM)
+        return [self._function(operator.getitem, self.hx, i) for i in range(2)] if is_pair else [self.hx]
 
     def _direction(self, x: Node, name: str, number: int) -> tuple[list[Node], tuple[Node, ...]]:
         """The h of every time step in the order of time, and the last states."""
@@ -140,10 +147,7 @@ class _Expansion:
     def _called(self, name: str, *inputs: Node) -> Node:
         return self._made(self.graph.graph.call_module(f"{self.path}.{name}", inputs))
 
-    def _function(self, function: Any, *arguments: Any, before: bool = False) -> Node:
-        if before:
-            with self.graph.graph.inserting_before(self.node):
-                return self._function(function, *arguments)
+    def _function(self, function: Any, *arguments: Any) -> Node:
         return self._made(self.graph.graph.call_function(function, arguments))
 
     def _method(self, name: str, *arguments: Any) -> Node:
