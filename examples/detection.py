@@ -7,21 +7,18 @@ a slope of light; no digit of a training scene is in a test scene. The score is 
 first layer and the heads stay float.
 """
 
-import argparse
-import tempfile
 from pathlib import Path
 
 import torch
+from dense import command, of_digits, packed, trained
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-import bnnconvert
 from bnnconvert.load.data import load_data
 from bnnconvert.tasks import TASKS
-from bnnconvert.values.data import Data, normalise
 
-SIDE, CLASSES, BATCH = 48, 10, 32
+SIDE, CLASSES = 48, 10
 SCENES = {"train": 4000, "test": 500}
 SIZES, MOST, TRIES = (12, 22), 4, 20
 """Sides of a digit, from and to; digits of a scene; places that are tried for each."""
@@ -72,14 +69,7 @@ class Scenes(Dataset[tuple[Tensor, Target]]):
 
 def scenes() -> tuple[Scenes, Scenes]:
     """Training and test scenes, of training and test digits."""
-    data = load_data("digits")
-    assert data.test is not None
-    parts = {"train": data.train, "test": data.test}
-    made = []
-    for seed, (name, part) in enumerate(parts.items()):
-        images, labels = part.batch(torch.arange(len(part)))
-        made.append(Scenes(images, labels, SCENES[name], seed=seed))
-    return made[0], made[1]
+    return of_digits(Scenes, SCENES)
 
 
 def layer(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -114,46 +104,15 @@ class Detector(nn.Module):
         return torch.cat([self.classes(fine), self.sides(fine)], 1)
 
 
-def trained(data: Data, *, epochs: int) -> Detector:
-    """The float network, from scratch."""
-    torch.manual_seed(0)
-    net, task = Detector(), TASKS["detection"]()
-    images, targets = data.train.batch(torch.arange(len(data.train)))
-    x = normalise(images, data.mean, data.std)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
-    steps = epochs * -(-len(x) // BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
-    for epoch in range(epochs):
-        for batch in torch.randperm(len(x)).split(BATCH):
-            optimizer.zero_grad()
-            loss = task.hard_loss(net(x[batch]), targets[batch])
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-        print(f"float network, epoch {epoch + 1} of {epochs}: loss {loss.item():.3f}", flush=True)
-    return net.eval()
-
-
 def main(*, recipe: str = "reactnet", epochs: int = 20, folder: Path | None = None) -> dict[str, float]:
     """Train, convert, fine-tune, export; mAP on the test scenes, and bytes."""
-    data = load_data("detection:scenes", task=TASKS["detection"]())
-    net = trained(data, epochs=epochs)
-    student = bnnconvert.convert(net, recipe, input_shape=(1, 1, SIDE, SIDE))
-    tuned = bnnconvert.finetune(student, data, task="detection", epochs=epochs, batch_size=BATCH)
-    print(f"student: held-out mAP {tuned.start_accuracy:.3f} before, {tuned.held_out_accuracy:.3f} after")
+    task = TASKS["detection"]()
+    data = load_data("detection:scenes", task=task)
+    torch.manual_seed(0)
+    net = trained(Detector(), data, task.hard_loss, epochs=epochs)
     path = Path(folder or ".") / "detector.packed.safetensors"
-    bnnconvert.export(student, path)
-    scores = {"float": net, "student": student, "packed": path}
-    found = {name: bnnconvert.evaluate(it, data, task="detection").accuracy for name, it in scores.items()}
-    float_bytes = sum(p.numel() * 4 for p in net.parameters())
-    return {**found, "float bytes": float_bytes, "file bytes": path.stat().st_size}
+    return packed(net, data, task, recipe=recipe, epochs=epochs, path=path)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="reactnet")
-    parser.add_argument("--epochs", type=int, default=20)
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        for name, value in main(recipe=given.recipe, epochs=given.epochs, folder=Path(place)).items():
-            print(f"{name}: {value:,.0f}" if "bytes" in name else f"{name}: mAP {value:.4f}")
+    command(main, __doc__, "mAP", epochs=20)

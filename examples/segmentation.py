@@ -7,21 +7,18 @@ of a training scene is in a test scene. The score is mIoU over the background an
 the head stay float.
 """
 
-import argparse
-import tempfile
 from pathlib import Path
 
 import torch
+from dense import command, of_digits, packed, trained
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-import bnnconvert
 from bnnconvert.load.data import load_data
 from bnnconvert.tasks import TASKS
-from bnnconvert.values.data import Data, normalise
 
-SIDE, CLASSES, BATCH = 32, 11, 32
+SIDE, CLASSES = 32, 11
 SCENES = {"train": 3000, "test": 500}
 
 
@@ -56,14 +53,7 @@ class Scenes(Dataset[tuple[Tensor, Tensor]]):
 
 def scenes() -> tuple[Scenes, Scenes]:
     """Training and test scenes, of training and test digits."""
-    data = load_data("digits")
-    assert data.test is not None
-    parts = {"train": data.train, "test": data.test}
-    made = []
-    for seed, (name, part) in enumerate(parts.items()):
-        images, labels = part.batch(torch.arange(len(part)))
-        made.append(Scenes(images, labels, SCENES[name], seed=seed))
-    return made[0], made[1]
+    return of_digits(Scenes, SCENES)
 
 
 def layer(inputs: int, outputs: int) -> nn.Sequential:
@@ -94,46 +84,15 @@ class UNet(nn.Module):
         return self.head(x)
 
 
-def trained(data: Data, *, epochs: int) -> UNet:
-    """The float network, from scratch."""
-    torch.manual_seed(0)
-    net = UNet()
-    images, masks = data.train.batch(torch.arange(len(data.train)))
-    x = normalise(images, data.mean, data.std)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
-    steps = epochs * -(-len(x) // BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
-    for epoch in range(epochs):
-        for batch in torch.randperm(len(x)).split(BATCH):
-            optimizer.zero_grad()
-            loss = F.cross_entropy(net(x[batch]), masks[batch])
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-        print(f"float network, epoch {epoch + 1} of {epochs}: loss {loss.item():.3f}", flush=True)
-    return net.eval()
-
-
 def main(*, recipe: str = "reactnet", epochs: int = 15, folder: Path | None = None) -> dict[str, float]:
     """Train, convert, fine-tune, export; mIoU on the test scenes, and bytes."""
-    data = load_data("segmentation:scenes", task=TASKS["segmentation"]())
-    net = trained(data, epochs=epochs)
-    student = bnnconvert.convert(net, recipe, input_shape=(1, 1, SIDE, SIDE))
-    tuned = bnnconvert.finetune(student, data, task="segmentation", epochs=epochs, batch_size=BATCH)
-    print(f"student: held-out mIoU {tuned.start_accuracy:.3f} before, {tuned.held_out_accuracy:.3f} after")
+    task = TASKS["segmentation"]()
+    data = load_data("segmentation:scenes", task=task)
+    torch.manual_seed(0)
+    net = trained(UNet(), data, F.cross_entropy, epochs=epochs)
     path = Path(folder or ".") / "unet.packed.safetensors"
-    bnnconvert.export(student, path)
-    scores = {"float": net, "student": student, "packed": path}
-    found = {name: bnnconvert.evaluate(it, data, task="segmentation").accuracy for name, it in scores.items()}
-    float_bytes = sum(p.numel() * 4 for p in net.parameters())
-    return {**found, "float bytes": float_bytes, "file bytes": path.stat().st_size}
+    return packed(net, data, task, recipe=recipe, epochs=epochs, path=path)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="reactnet")
-    parser.add_argument("--epochs", type=int, default=15)
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        for name, value in main(recipe=given.recipe, epochs=given.epochs, folder=Path(place)).items():
-            print(f"{name}: {value:,.0f}" if "bytes" in name else f"{name}: mIoU {value:.4f}")
+    command(main, __doc__, "mIoU", epochs=15)
