@@ -33,12 +33,15 @@ from bnnconvert.errors import BnnError, RefusalError
 from bnnconvert.exporters.verify import verify
 from bnnconvert.graph import inner_graphs, inputs_inside
 from bnnconvert.report.table import Column, Table, number
+from bnnconvert.tasks.boxes import suppress
 
 RECIPES = ("xnor", "bwn")
 SAMPLES = 2
 LIMIT = 1800
 """Seconds for one model."""
 CLOSE = 1e-3
+SIDE = 256
+"""Pixels of the images that detectors get."""
 VIDEO = {"mvit": (3, 16, 224, 224), "s3d": (3, 16, 224, 224), "swin3d": (3, 16, 112, 112), "": (3, 16, 112, 112)}
 """Input shapes of video models by the beginnings of their names."""
 
@@ -92,13 +95,14 @@ def _torchvision(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
     given = {"weights_backbone": None} if kind in ("detection", "segmentation") else {}
     net = builder(weights=None, **given).eval()
     if kind == "detection":
+        net.transform.min_size = (SIDE,)  # 800, to which each image is brought, would be ten times the work
         _let_nms_run()
     if kind == "video":
         shape = next(size for start, size in VIDEO.items() if name.startswith(start))
         return net, (torch.rand(SAMPLES, *shape),)
     if kind == "optical_flow":
         return net, tuple(torch.rand(SAMPLES, 3, 128, 128) * 2 - 1 for _ in range(2))
-    side = {"inception_v3": 299, "detection": 256}.get(name if name == "inception_v3" else kind, 224)
+    side = {"inception_v3": 299, "detection": SIDE}.get(name if name == "inception_v3" else kind, 224)
     return net, (torch.rand(SAMPLES, 3, side, side),)
 
 
@@ -118,11 +122,7 @@ def _let_nms_run() -> None:
         return
 
     def nms(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-        overlaps, kept = boxes.box_iou(dets, dets) > iou_threshold, list[int]()
-        for index in scores.argsort(descending=True).tolist():
-            if not overlaps[index, kept].any():
-                kept.append(index)
-        return torch.tensor(kept, dtype=torch.int64)
+        return suppress(dets, scores, torch.zeros(len(dets)), limit=iou_threshold)
 
     torch.library.impl("torchvision::nms", "CPU", nms)
     boxes._assert_has_ops = lambda: None
