@@ -227,8 +227,9 @@ def _moves(graph: GraphModule, user: Node, kind: Kind) -> bool:
     module = module_of(graph, user)
     if type(module) in _ELEMENTWISE:
         return True
-    alone = module is not None and len(calls_of(graph, str(user.target))) == 1
-    return kind == "sequence" and isinstance(module, _ALONG) and alone and _on_images(module) is not None
+    if kind != "sequence" or not isinstance(module, _ALONG):
+        return False
+    return len(calls_of(graph, str(user.target))) == 1 and _on_images(module) is not None
 
 
 def _on_images(module: nn.Module) -> nn.Module | None:
