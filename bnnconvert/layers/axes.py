@@ -5,7 +5,7 @@ tokens    (N, T, C)     <-> (N, C, T, 1)
 grid      (N, H, W, C)  <-> (N, C, H, W)
 block     (N, D, H, W, C) <-> (N, C, D, H W)
 volume    (N, C, D, H, W) -> (N D', C k, H, W), what each of D' windows of k frames sees, and back from (N D', O, H, W)
-phases    (N, O s s, H, W) -> (N, O, s H, s W), one convolution for each phase of a transposed one
+phases    (N, O s s, H, W) -> (N, O, s H, s W), one convolution for each phase of a transposed one; of 1 to 3 axes
 """
 
 from typing import Literal
@@ -104,19 +104,26 @@ class FromFrames(nn.Module):
 class Interleave(nn.Module):
     """The phases of a transposed convolution in their places, and its padding cut off.
 
-    Shapes: x (N, O sh sw, H, W), y (N, O, height, width).
+    Shapes: x (N, O sh sw, H, W), y (N, O, height, width); so, too, of one axis or three.
     """
 
-    def __init__(self, stride: tuple[int, int], start: tuple[int, int], size: tuple[int, int]) -> None:
+    def __init__(self, stride: tuple[int, ...], start: tuple[int, ...], size: tuple[int, ...]) -> None:
         super().__init__()
         self.stride, self.start, self.size = stride, start, size
 
     def forward(self, x: Tensor) -> Tensor:
         """Every phase at its offset."""
+        count = len(self.stride)
+        order = (
+            axis for pair in zip(range(2 + count, 2 + 2 * count), range(2, 2 + count), strict=True) for axis in pair
+        )
         # Not by reshape, whose -1 says nothing where a detector has found nothing and there are 0 samples.
-        y = torch.unflatten(x, 1, (-1, *self.stride)).permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
-        (top, left), (rows, columns) = self.start, self.size
-        return y[:, :, top : top + rows, left : left + columns]
+        y = torch.unflatten(x, 1, (-1, *self.stride)).permute(0, 1, *order)
+        for axis in reversed(range(count)):
+            y = y.flatten(2 + 2 * axis, 3 + 2 * axis)
+        for axis, (start, size) in enumerate(zip(self.start, self.size, strict=True), start=2):
+            y = y.narrow(axis, start, size)
+        return y
 
     def extra_repr(self) -> str:
         """Stride and place."""

@@ -9,6 +9,7 @@ Through what works element by element or along the same axes, a view moves up an
 meet and both go.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace as changed
 from typing import Any, ClassVar, Literal
@@ -17,6 +18,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from bnnconvert.graph import (
+    Transposed,
     calls_of,
     free_path,
     input_of,
@@ -39,8 +41,14 @@ _ELEMENTWISE |= {nn.Sigmoid, nn.Tanh, nn.Identity, nn.Dropout}
 """What may run before a view as well as behind it."""
 _ALONG = (nn.BatchNorm1d, nn.MaxPool1d, nn.AvgPool1d)
 """What has a form of its own on images, for sequences."""
-_RESHAPED = ("conv3d", "conv_transpose2d")
+_RESHAPED = ("conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 """Kinds of layers whose weights have another shape afterwards."""
+_PHASES: dict[type[nn.Module], type[nn.Module]] = {
+    nn.ConvTranspose1d: nn.Conv1d,
+    nn.ConvTranspose2d: nn.Conv2d,
+    nn.ConvTranspose3d: nn.Conv3d,
+}
+"""What each phase of a transposed convolution is."""
 
 
 class AsImages(Rewrite):
@@ -92,7 +100,7 @@ def kind_of(graph: GraphModule, node: Node) -> Kind | Literal["volume", "phases"
     module, shape = module_of(graph, node), shape_of(node.all_input_nodes[0]) if node.all_input_nodes else None
     if isinstance(module, nn.Conv1d):
         return "sequence"
-    if isinstance(module, nn.Conv3d | nn.ConvTranspose2d):
+    if isinstance(module, nn.Conv3d | Transposed):
         return "volume" if isinstance(module, nn.Conv3d) else "phases"
     return TOKENS.get(len(shape)) if isinstance(module, nn.Linear) and shape is not None else None
 
@@ -104,7 +112,7 @@ def _wrap(graph: GraphModule, node: Node) -> None:
     if isinstance(module, nn.Conv3d):
         _wrap_volume(graph, node, module)
         return
-    if isinstance(module, nn.ConvTranspose2d):
+    if isinstance(module, Transposed):
         _wrap_transposed(graph, node, module)
         return
     assert kind != "volume"
@@ -134,34 +142,31 @@ def _wrap_volume(graph: GraphModule, node: Node, module: nn.Conv3d) -> None:
     windows.meta["shape"] = node.meta["shape"] = None
 
 
-def _wrap_transposed(graph: GraphModule, node: Node, module: nn.ConvTranspose2d) -> None:
-    """full[s q + a] = sum_j x[q - j] w[a + s j]: for each phase a one convolution, its taps in turned order."""
-    path, shape = str(node.target), shape_of(node)
+def _wrap_transposed(graph: GraphModule, node: Node, module: Transposed) -> None:
+    """full[s q + a] = sum_j x[q - j] w[a + s j]: for each phase a one convolution, its taps in turned order.
+
+    Over sequences and volumes that convolution has a form on images itself, which the next round finds.
+    """
+    path, before, shape = str(node.target), shape_of(input_of(node)), shape_of(node)
+    assert before is not None
     assert shape is not None
-    (high, wide), (rows, columns) = module.stride, module.kernel_size
-    kernel = rows // high, columns // wide
+    phases, axes = math.prod(module.stride), len(module.stride)
+    kernel = tuple(taps // step for taps, step in zip(module.kernel_size, module.stride, strict=True))
     weight = module.weight.detach()
     inputs, outputs = weight.shape[:2]
-    taps = weight.reshape(inputs, outputs, kernel[0], high, kernel[1], wide).flip(2, 4)
-    made = nn.Conv2d(
-        inputs,
-        outputs * high * wide,
-        kernel,
-        padding=(kernel[0] - 1, kernel[1] - 1),
-        bias=module.bias is not None,
-        device="meta",
-    )
-    made.weight = nn.Parameter(taps.permute(1, 3, 5, 0, 2, 4).reshape(made.weight.shape).contiguous())
+    split = (size for pair in zip(kernel, module.stride, strict=True) for size in pair)
+    places, offsets = range(2, 2 + 2 * axes, 2), range(3, 3 + 2 * axes, 2)
+    taps = weight.reshape(inputs, outputs, *split).flip(*places).permute(1, *offsets, 0, *places)
+    settings: Any = {"padding": tuple(taps - 1 for taps in kernel), "bias": module.bias is not None, "device": "meta"}
+    made: Any = _PHASES[type(module)](inputs, outputs * phases, kernel, **settings)
+    made.weight = nn.Parameter(taps.reshape(made.weight.shape).contiguous())
     if module.bias is not None:
-        made.bias = nn.Parameter(module.bias.detach().repeat_interleave(high * wide))
+        made.bias = nn.Parameter(module.bias.detach().repeat_interleave(phases))
     set_module(graph, path, made.train(module.training))
-    size = (shape[2], shape[3])
-    insert_after(graph, node, f"{path}_phases", Interleave((high, wide), _both(module.padding), size))
-    node.meta["shape"] = None
-
-
-def _both(value: Any) -> tuple[int, int]:
-    return (value[0], value[1]) if isinstance(value, tuple) else (value, value)
+    start: Any = module.padding
+    insert_after(graph, node, f"{path}_phases", Interleave(module.stride, start, shape[2:]))
+    sizes = (size + taps - 1 for size, taps in zip(before[2:], kernel, strict=True))
+    node.meta["shape"] = (before[0], outputs * phases, *sizes)
 
 
 def _convolution(module: nn.Conv1d | nn.Linear) -> nn.Conv2d:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from bnnconvert.graph import WEIGHT_LAYERS, all_calls, is_add, module_of, shape_of
+from bnnconvert.graph import WEIGHT_LAYERS, Transposed, all_calls, is_add, module_of, shape_of
 from bnnconvert.trace.attention import why_whole
 from bnnconvert.trace.recurrent import why_whole_recurrent
 from bnnconvert.trace.weights import is_weighted_call
@@ -17,7 +17,9 @@ KINDS: dict[type[nn.Module], str] = {
     nn.Conv1d: "conv1d",
     nn.Conv2d: "conv2d",
     nn.Conv3d: "conv3d",
+    nn.ConvTranspose1d: "conv_transpose1d",
     nn.ConvTranspose2d: "conv_transpose2d",
+    nn.ConvTranspose3d: "conv_transpose3d",
     nn.Linear: "linear",
 }
 
@@ -140,7 +142,7 @@ def _obstacle(graph: GraphModule, calls: list[Node], module: nn.Module) -> str |
         return f"the module is called {len(calls)} times on inputs of different sizes"
     if "weight" not in dict(module.named_parameters(recurse=False)):
         return "its weight is computed, not a plain parameter"
-    if isinstance(module, nn.ConvTranspose2d):
+    if isinstance(module, Transposed):
         return _no_phases(module)
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and (
         isinstance(module.padding, str) or module.padding_mode != "zeros"
@@ -153,7 +155,7 @@ def _obstacle(graph: GraphModule, calls: list[Node], module: nn.Module) -> str |
     return None
 
 
-def _no_phases(module: nn.ConvTranspose2d) -> str | None:
+def _no_phases(module: Transposed) -> str | None:
     """Why a transposed convolution is no set of convolutions, one for each phase of its stride."""
     sizes = list(zip(module.kernel_size, module.stride, strict=True))
     if any(kernel % stride for kernel, stride in sizes):

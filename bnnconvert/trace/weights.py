@@ -15,7 +15,15 @@ from torch.nn import functional as F
 from bnnconvert.graph import free_path, set_module, stored
 
 _CONVOLUTIONS: dict[Any, type[nn.Module]] = {F.conv1d: nn.Conv1d, F.conv2d: nn.Conv2d, F.conv3d: nn.Conv3d}
-_PLAIN: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear)
+_TRANSPOSED: dict[Any, type[nn.Module]] = {
+    F.conv_transpose1d: nn.ConvTranspose1d,
+    F.conv_transpose2d: nn.ConvTranspose2d,
+    F.conv_transpose3d: nn.ConvTranspose3d,
+}
+_REST = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+_TRANSPOSED_REST = {"stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
+"""Arguments behind the bias, in their order, with what they are where they are not given."""
+_PLAIN: tuple[type[nn.Module], ...] = (*_CONVOLUTIONS.values(), *_TRANSPOSED.values(), nn.Linear)
 
 
 def give_weights_layers(graph: GraphModule) -> tuple[str, ...]:
@@ -40,7 +48,7 @@ def _number_padding(graph: GraphModule) -> None:
 
 def is_weighted_call(node: Node) -> bool:
     """Whether a node is a convolution or product with a weight that is handed over."""
-    return node.op == "call_function" and (node.target in _CONVOLUTIONS or node.target is F.linear)
+    return node.op == "call_function" and node.target in (*_CONVOLUTIONS, *_TRANSPOSED, F.linear)
 
 
 def _layer_of_call(graph: GraphModule, node: Node) -> str | None:
@@ -56,9 +64,12 @@ def _layer_of_call(graph: GraphModule, node: Node) -> str | None:
     if node.target is F.linear:
         made: Any = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     else:
-        sizes = weight.shape[1] * given["groups"], weight.shape[0], tuple(weight.shape[2:])
-        rest = {name: given[name] for name in ("stride", "padding", "dilation", "groups")}
-        made = _CONVOLUTIONS[node.target](*sizes, **rest, bias=False, device="meta")
+        first, second, *kernel = weight.shape
+        groups, is_transposed = given["groups"], node.target in _TRANSPOSED
+        ends = (first, second * groups) if is_transposed else (second * groups, first)
+        rest = {name: given[name] for name in (_TRANSPOSED_REST if is_transposed else _REST)}
+        kind = (_CONVOLUTIONS | _TRANSPOSED)[node.target]
+        made = kind(*ends, tuple(kernel), **rest, bias=False, device="meta")
     made.weight, made.bias = _parameter(weight), None if bias is None else _parameter(bias)
     graph.add_submodule(path, made.train(graph.training))
     with graph.graph.inserting_before(node):
@@ -70,9 +81,9 @@ def _layer_of_call(graph: GraphModule, node: Node) -> str | None:
 
 
 def _bound(node: Node) -> dict[str, Any]:
-    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    plain = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-    given = plain | dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    rest = _TRANSPOSED_REST if node.target in _TRANSPOSED else _REST
+    plain = {"bias": None, **rest}
+    given = plain | dict(zip(("input", "weight", *plain), node.args, strict=False)) | dict(node.kwargs)
     return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
@@ -144,7 +155,7 @@ def _alike(module: Any, kind: type[nn.Module]) -> nn.Module:
         return nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
     names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     settings = {name: getattr(module, name) for name in names}
-    if kind is nn.ConvTranspose2d:
+    if kind in _TRANSPOSED.values():
         settings["output_padding"] = module.output_padding
     return kind(module.in_channels, module.out_channels, **settings, bias=False, device="meta")
 

@@ -34,7 +34,7 @@ class LayerFacts:
     @property
     def macs(self) -> int:
         """Multiply-adds for one sample."""
-        if self.kind == "conv_transpose2d":
+        if self.kind.startswith("conv_transpose"):
             positions = self.input_shape[2:]
         else:
             positions = self.output_shape[1:-1] if self.kind == "linear" else self.output_shape[2:]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import bnnconvert
-from bnnconvert.graph import module_of
+from bnnconvert.graph import Transposed, module_of
 from bnnconvert.layers.axes import View
 from bnnconvert.layers.conv2d import BinaryConv2d
 from tests.networks import Transformer, randomise, sequence
@@ -136,20 +136,29 @@ TRANSPOSED = {
     "output padded": {"kernel_size": 4, "stride": 2, "padding": 1, "output_padding": 1},
     "wide": {"kernel_size": (3, 6), "stride": (1, 3), "padding": (1, 2), "bias": False},
 }
-LAYERS = [nn.Conv3d(4, 6, **settings) for settings in VOLUMES.values()]
-LAYERS += [nn.ConvTranspose2d(4, 6, **settings) for settings in TRANSPOSED.values()]
+LAYERS = {
+    **{name: nn.Conv3d(4, 6, **settings) for name, settings in VOLUMES.items()},
+    **{name: nn.ConvTranspose2d(4, 6, **settings) for name, settings in TRANSPOSED.items()},
+    "transposed sequence": nn.ConvTranspose1d(4, 6, 6, 3, padding=2, output_padding=1),
+    "transposed volume": nn.ConvTranspose3d(4, 6, (2, 4, 3), (2, 2, 1), padding=(0, 1, 1), bias=False),
+}
+ENDS = {
+    1: (nn.Conv1d, nn.BatchNorm1d),
+    2: (nn.Conv2d, nn.BatchNorm2d),
+    3: (nn.Conv3d, nn.BatchNorm3d),
+}
 
 
 @pytest.mark.parametrize("recipe", ["bwn", "xnor", "dorefa"])
-@pytest.mark.parametrize("layer", LAYERS, ids=[*VOLUMES, *TRANSPOSED])
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
 def test_volumes_and_transposed_convolutions_are_convolutions_over_images(
-    layer: nn.Module, recipe: str, tmp_path: Path
+    layer: nn.Conv3d | Transposed, recipe: str, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    is_volume = isinstance(layer, nn.Conv3d)
-    kind, norm = (nn.Conv3d, nn.BatchNorm3d) if is_volume else (nn.Conv2d, nn.BatchNorm2d)
+    axes = len(layer.kernel_size)
+    kind, norm = ENDS[axes]
     net = nn.Sequential(kind(2, 4, 1), norm(4), nn.ReLU(), layer, norm(6), nn.ReLU(), kind(6, 3, 1)).eval()
-    x = torch.randn(2, 2, 5, 6, 7) if is_volume else torch.randn(2, 2, 6, 7)
+    x = torch.randn(2, 2, *(5, 6, 7)[-axes:])
     student = bnnconvert.convert(net, recipe=recipe, example_inputs=(x,))  # the runner compares the functions
     assert {p.facts.path: p.decision for p in student.plan.layers if p.decision != "float"}.keys() == {"3"}
     found = student.plan.layer("3")
@@ -163,10 +172,9 @@ def test_volumes_and_transposed_convolutions_are_convolutions_over_images(
     torch.testing.assert_close(actual, student.model(x).detach(), rtol=1e-4, atol=1e-5)
 
 
-def _products(layer: nn.Module, x: Tensor) -> int:
+def _products(layer: nn.Conv3d | Transposed, x: Tensor) -> int:
     """Products of a layer on an input of these positions, counted by ones."""
-    assert isinstance(layer, nn.Conv3d | nn.ConvTranspose2d)
-    if isinstance(layer, nn.ConvTranspose2d):
+    if isinstance(layer, Transposed):
         return layer.weight.numel() * x.shape[2:].numel()
     with torch.no_grad():
         return layer.weight.numel() * layer(torch.zeros(1, 4, *x.shape[2:])).shape[2:].numel()

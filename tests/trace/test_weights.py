@@ -76,6 +76,30 @@ def test_parametrized_layers_become_plain_ones(how: str, kind: str) -> None:
     assert {p.facts.path for p in student.plan.layers if p.decision != "float"} == {"1"}
 
 
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_a_transposed_convolution_by_function_becomes_a_layer(axes: int) -> None:
+    class Up(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
+            self.stem, self.head = kind(3, 4, 1), kind(6, 2, 1)
+            self.weight = nn.Parameter(torch.randn(4, 3, *[4] * axes))
+            self.bias = nn.Parameter(torch.randn(6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            call = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[axes - 1]
+            return self.head(call(self.stem(x), self.weight, self.bias, 2, 1, 1, 2))
+
+    net, x = Up().eval(), torch.randn(2, 3, *[4] * axes)
+    graph = trace(net, (x,))
+    torch.testing.assert_close(graph(x), net(x))
+    made = next(f for f in layer_facts(graph) if f.kind.startswith("conv_transpose"))
+    assert (made.weight_shape, made.obstacle) == (
+        (4, 3, *[4] * axes),
+        "it has 2 groups and dilation " + str((1,) * axes),
+    )
+
+
 def test_the_older_weight_norm_becomes_a_plain_layer() -> None:
     torch.manual_seed(0)
     with pytest.warns(FutureWarning, match="weight_norm"):
