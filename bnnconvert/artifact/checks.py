@@ -99,6 +99,17 @@ class _Arguments:
             )
         return spec.dtype, spec.shape
 
+    def given(self, name: str, *dtypes: str) -> Shape:
+        """Shape of a value or a stored tensor."""
+        argument, dtype, shape = self.node.arguments[name], "no tensor", tuple[Dimension, ...]()
+        if isinstance(argument, Value):
+            dtype, shape = self.known[argument.value].dtype, self.known[argument.value].shape
+        elif isinstance(argument, Constant):
+            dtype, shape = self.tensors[argument.tensor].dtype.name, self.tensors[argument.tensor].shape
+        if dtype not in dtypes:
+            raise Defect(f"argument {name!r} is {dtype}; it must be {' or '.join(dtypes)}")
+        return shape
+
     def tensor(self, name: str, dtype: str, dims: int) -> Array:
         argument = self.node.arguments[name]
         if not isinstance(argument, Constant):
@@ -200,6 +211,16 @@ def _linear(name: str, given: str, gives: str) -> Callable[[_Arguments], tuple[s
     return rule
 
 
+def _signed_embedding(a: _Arguments) -> tuple[str, Shape]:
+    shape = a.given("indices", "int64", "int32")
+    features = a.number("features", 1, MAX_K)
+    planes, rows = _rows(a, features)
+    scale = a.tensor("scale", "float32", 2)
+    if scale.shape != (planes, rows):
+        raise Defect(f"a scale of shape {list(scale.shape)} does not fit {planes} planes of {rows} rows")
+    return "float32", (*shape, features)
+
+
 def _quantize(a: _Arguments) -> tuple[str, Shape]:
     _, shape = a.value("x", "float32")
     factor = a.node.arguments["factor"]
@@ -297,6 +318,7 @@ RULES: Mapping[str, Callable[[_Arguments], tuple[str, Shape]]] = {
     "bnnconvert.binary_linear": _linear("bits", "bool", "int32"),
     "bnnconvert.signed_conv2d": _conv2d("x", "float32", "float32"),
     "bnnconvert.signed_linear": _linear("x", "float32", "float32"),
+    "bnnconvert.signed_embedding": _signed_embedding,
     "bnnconvert.quantize": _quantize,
     "bnnconvert.int8_conv2d": _int8_conv2d,
     "bnnconvert.int8_linear": _int8_linear,

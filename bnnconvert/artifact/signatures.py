@@ -54,6 +54,7 @@ _OURS = {
     "bnnconvert.binary_linear": "bits tensor, weight tensor, in_features int",
     "bnnconvert.signed_conv2d": f"x tensor, {_MAP2D}",
     "bnnconvert.signed_linear": "x tensor, weight tensor, in_features int",
+    "bnnconvert.signed_embedding": "indices tensor, weight tensor, scale tensor, features int",
     "bnnconvert.quantize": "x tensor, factor float",
     "bnnconvert.int8_conv2d": "x tensor, weight tensor, stride ints, padding ints, dilation ints, groups int",
     "bnnconvert.int8_linear": "x tensor, weight tensor",

@@ -116,6 +116,7 @@ def _layers(program: Program, artifact: Artifact) -> Iterable[PackedLayerReport]
 
 def _row_bits(node: Node) -> int:
     arguments: dict[str, Any] = dict(node.arguments)
-    if "in_features" in arguments:
-        return int(arguments["in_features"])
+    features = arguments.get("in_features", arguments.get("features"))
+    if features is not None:
+        return int(features)
     return int(math.prod(arguments["kernel"]) * arguments["in_channels"] // arguments["groups"])

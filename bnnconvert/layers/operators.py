@@ -3,6 +3,7 @@
     encode         bit[p, c] = start[p, c] xor (number of t with thresholds[p, c, t] <= x is odd)
     binary_*       acc[p, m] = map(A_p, B_m)      A, B the ±1 tensors behind bits and packed rows: an exact int32
     signed_*       acc[m] = map(x, B_m)           float input
+    signed_embedding   y = B_0[i] s_0[i] + B_1[i] s_1[i] + ..., rounded to float32 after each step, in this order
     quantize       q = clamp(round(x factor), -127, 127), ties to even
     int8_*         acc = map(q, w)                an exact int32
     masked_*       y = map(x, w) + bias where the mask is set, 0 elsewhere
@@ -207,6 +208,22 @@ def signed_linear(x: Tensor, weight: Tensor, in_features: int) -> Tensor:
 @without_values(signed_linear)
 def _(x: Tensor, weight: Tensor, in_features: int) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0] * weight.shape[1]))
+
+
+@operator
+def signed_embedding(indices: Tensor, weight: Tensor, scale: Tensor, features: int) -> Tensor:
+    """Rows of a table by their numbers.
+
+    Shapes: indices (...) int64 or int32, weight (M, V, row_bytes), scale (M, V), y (..., features).
+    """
+    first, *more = (unpack(w[indices], features) * s[indices].unsqueeze(-1) for w, s in zip(weight, scale, strict=True))
+    y: Tensor = sum(more, start=first)
+    return y
+
+
+@without_values(signed_embedding)
+def _(indices: Tensor, weight: Tensor, scale: Tensor, features: int) -> Tensor:
+    return scale.new_empty((*indices.shape, features))
 
 
 @operator

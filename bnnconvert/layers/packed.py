@@ -2,7 +2,7 @@
 
 A packed layer is up to four modules in a row, at the path of the layer that they replace:
 `encode` (float to bits), `dot` (bits or floats to accumulators), `affine` (accumulators to float), and for a layer with
-a gain `gained`, which reads the layer's input as well and adds the bias.
+a gain `gained`, which reads the layer's input as well and adds the bias. An embedding is one, `table`.
 """
 
 import torch
@@ -13,6 +13,7 @@ from bnnconvert.errors import RefusalError
 from bnnconvert.layers import operators
 from bnnconvert.layers.base import BinaryLayer
 from bnnconvert.layers.conv2d import BinaryConv2d
+from bnnconvert.layers.embedding import BinaryEmbedding
 from bnnconvert.layers.linear import BinaryLinear
 
 
@@ -113,6 +114,24 @@ class SignedLinear(Dot):
         return y
 
 
+class SignedTable(nn.Module):
+    """Table of ±1 rows with their scales. Shapes: weight (M, V, row_bytes), scale (M, V), indices (...) -> (..., D)."""
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(self, weight: Tensor, scale: Tensor, features: int) -> None:
+        super().__init__()
+        self.features = features
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """Rows."""
+        y: Tensor = operators.signed_embedding(indices, self.weight, self.scale, self.features)
+        return y
+
+
 class Affine(nn.Module):
     """Scaled sum of accumulator planes, plus bias.
 
@@ -151,7 +170,7 @@ class Gained(nn.Module):
 
 
 class PackedLayer(nn.Module):
-    """Holder of `encode`, `dot`, `affine` and `gained`; lives at the path of the layer that it replaces."""
+    """Holder of `encode`, `dot`, `affine` and `gained`, or of `table`; lives at the path of the layer it replaces."""
 
 
 def packed_layer(layer: BinaryLayer, path: str) -> PackedLayer:
@@ -170,9 +189,6 @@ def packed_layer(layer: BinaryLayer, path: str) -> PackedLayer:
             "with another recipe"
         )
     packed = PackedLayer()
-    if layer.input_binarizer is not None:
-        packed.add_module("encode", _encode(layer, path))
-    packed.add_module("dot", _dot(layer, path))
     scale = layer.planes_scale().detach().float().contiguous()
     added = layer.effective_bias()
     bias = None if added is None else added.detach().float().clone()
@@ -180,6 +196,13 @@ def packed_layer(layer: BinaryLayer, path: str) -> PackedLayer:
         raise RefusalError(
             f"{path}: a scale or bias is not finite, so training has diverged; train again with a lower rate"
         )
+    if isinstance(layer, BinaryEmbedding):
+        weight, features = _rows(layer, path)
+        packed.add_module("table", SignedTable(weight, scale, features))
+        return packed
+    if layer.input_binarizer is not None:
+        packed.add_module("encode", _encode(layer, path))
+    packed.add_module("dot", _dot(layer, path))
     gain, axis = layer.gain, -1 if isinstance(layer, BinaryLinear) else 1
     packed.add_module("affine", Affine(scale, bias if gain is None else None, axis=axis))
     if gain is not None:
@@ -199,18 +222,23 @@ def _encode(layer: BinaryLayer, path: str) -> Encode:
 
 
 def _dot(layer: BinaryLayer, path: str) -> Dot:
+    weight, k = _rows(layer, path)
+    if isinstance(layer, BinaryConv2d):
+        return (SignedConv2d if layer.is_weight_only else BinaryDot2d)(layer, weight, k)
+    return (SignedLinear if layer.is_weight_only else BinaryDotLinear)(weight, k)
+
+
+def _rows(layer: BinaryLayer, path: str) -> tuple[Tensor, int]:
+    """Packed rows of the weight's planes, and the length of a row in bits. Shapes: (M, O, row_bytes)."""
     planes = torch.stack([plane.pm1.detach() for plane in layer.weight_planes()])
     if not (planes.abs() == 1).all():
         raise RefusalError(f"{path}: the binarizer gives weights other than -1 and +1 in evaluation mode; mend it")
     if isinstance(layer, BinaryConv2d):
         planes = planes.permute(0, 1, 3, 4, 2)  # (M, O, kh, kw, c): the order of the rows
-    elif not isinstance(layer, BinaryLinear):
+    elif not isinstance(layer, BinaryLinear | BinaryEmbedding):
         raise RefusalError(f"{path}: layers of type {type(layer).__name__} have no packed form")
     rows = planes.flatten(2)
     k = rows.shape[-1]
     if k >= operators.EXACT_K:
         raise RefusalError(f"{path}: sums of {k} products are not exact in float32; keep this layer float")
-    weight = torch.from_numpy(bits.pack_rows((rows > 0).cpu().numpy()))
-    if isinstance(layer, BinaryConv2d):
-        return (SignedConv2d if layer.is_weight_only else BinaryDot2d)(layer, weight, k)
-    return (SignedLinear if layer.is_weight_only else BinaryDotLinear)(weight, k)
+    return torch.from_numpy(bits.pack_rows((rows > 0).cpu().numpy())), k

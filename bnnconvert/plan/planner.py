@@ -6,8 +6,10 @@ from bnnconvert.binarizers import EXAMPLE_SHAPE, build_weight_binarizer
 from bnnconvert.errors import RefusalError, UsageError
 from bnnconvert.plan.rules import matches
 from bnnconvert.values.inputs import Inputs
-from bnnconvert.values.plan import LayerFacts, LayerPlan, Plan
+from bnnconvert.values.plan import TABLE, LayerFacts, LayerPlan, Plan
 from bnnconvert.values.recipe import Match, Recipe, Rule
+
+_LOOKED_UP = f'table that is looked up; a rule with `kind = ["{TABLE}"]`, or its path, makes it 1 bit'
 
 
 def make_plan(recipe: Recipe, layers: tuple[LayerFacts, ...], *, inputs: Inputs, model_bytes: int) -> Plan:
@@ -27,9 +29,10 @@ def make_plan(recipe: Recipe, layers: tuple[LayerFacts, ...], *, inputs: Inputs,
 
 
 def _decide(rules: list[Rule], facts: LayerFacts) -> LayerPlan:
-    index, rule = next(((i, r) for i, r in enumerate(rules) if matches(r.match, facts)), (None, None))
+    index, rule = next(((i, r) for i, r in enumerate(rules) if _applies(r, facts)), (None, None))
     if rule is None:
-        return LayerPlan(facts=facts, decision="float", reason="no rule of the recipe matches it", rule=None)
+        why = "no rule of the recipe matches it" if facts.kind != TABLE else facts.obstacle or _LOOKED_UP
+        return LayerPlan(facts=facts, decision="float", reason=why, rule=None)
     if rule.keep is not None:
         return LayerPlan(
             facts=facts, decision="float", reason=rule.keep, rule=index, int8=rule.int8, predict=rule.predict
@@ -37,20 +40,27 @@ def _decide(rules: list[Rule], facts: LayerFacts) -> LayerPlan:
     if facts.obstacle is not None:
         return LayerPlan(facts=facts, decision="float", reason=facts.obstacle, rule=index)
     assert rule.weights is not None
+    inputs, gain = (None, None) if facts.kind == TABLE else (rule.inputs, rule.gain)
     weights = build_weight_binarizer(rule.weights, EXAMPLE_SHAPE, where=f"layers[{index}].weights")
     return LayerPlan(
         facts=facts,
-        decision="weight-only" if rule.inputs is None else "binary",
+        decision="weight-only" if inputs is None else "binary",
         reason=f"weights {rule.weights.name}, "
-        + ("float input" if rule.inputs is None else f"input {rule.inputs.name}")
-        + ("" if rule.gain is None else f", gain {rule.gain.name}"),
+        + ("float input" if inputs is None else f"input {inputs.name}")
+        + ("" if gain is None else f", gain {gain.name}"),
         rule=index,
         weights=rule.weights,
-        inputs=rule.inputs,
-        gain=rule.gain,
+        inputs=inputs,
+        gain=gain,
         padding=rule.padding,
         weight_planes=weights.plane_count,
     )
+
+
+def _applies(rule: Rule, facts: LayerFacts) -> bool:
+    """Whether a rule decides a layer. A table multiplies nothing: it becomes binary by a rule that names it alone."""
+    is_named = rule.match.kind is not None or rule.match.path is not None
+    return matches(rule.match, facts) and (rule.keep is not None or facts.kind != TABLE or is_named)
 
 
 def _require_rules_used(recipe: Recipe, layers: tuple[LayerFacts, ...], decided: tuple[LayerPlan, ...]) -> None:

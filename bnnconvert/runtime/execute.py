@@ -106,6 +106,15 @@ def _binary_linear(a: _Packed) -> Call:
     return lambda values, _: (linear(values[bits]),)
 
 
+def _signed_embedding(a: _Packed) -> Call:
+    table = packed.SignedEmbedding(a.tensor("weight"), a.tensor("scale"), **a.settings("indices", "weight", "scale"))
+    if isinstance(a.node.arguments["indices"], Constant):
+        rows = table(a.tensor("indices"))
+        return lambda values, _: (rows,)
+    indices = a.value("indices")
+    return lambda values, _: (table(values[indices]),)
+
+
 def _quantize(a: _Packed) -> Call:
     x, settings = a.value("x"), a.settings("x")
     return lambda values, _: (packed.quantize(values[x], **settings),)
@@ -137,6 +146,7 @@ NUMPY: Mapping[str, Callable[[_Packed], Call]] = {
     "bnnconvert.encode": _encode,
     "bnnconvert.binary_conv2d": _binary_conv2d,
     "bnnconvert.binary_linear": _binary_linear,
+    "bnnconvert.signed_embedding": _signed_embedding,
     "bnnconvert.quantize": _quantize,
     "bnnconvert.int8_conv2d": _int8_conv2d,
     "bnnconvert.int8_linear": _int8_linear,

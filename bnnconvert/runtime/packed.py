@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from bnnconvert.artifact.schema import Array
 from bnnconvert.bits import Bits, Bytes, Words, pack_words, unpack_rows
+from bnnconvert.errors import UsageError
 
 Accumulators = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
@@ -56,6 +57,31 @@ def affine(acc: Array, scale: Floats, bias: Floats | None, *, axis: int) -> Floa
     if bias is not None:
         y += bias.reshape(-1, *tail)
     return y
+
+
+class SignedEmbedding:
+    """Rows of a table by their numbers; as the operator of the same name in `layers/operators.py`.
+
+    Shapes: indices (...), weight (M, V, row_bytes), scale (M, V), y (..., features).
+    Raises: UsageError for a number beyond the table.
+    """
+
+    def __init__(self, weight: Bytes, scale: Floats, *, features: int) -> None:
+        self.weight, self.scale, self.features = weight, scale, features
+
+    def __call__(self, indices: Array) -> Floats:
+        """Rows."""
+        outside = (indices < 0) | (indices >= self.scale.shape[1])
+        if outside.any():
+            number = indices[outside][0]
+            raise UsageError(
+                f"Row {number:,} of a table of {self.scale.shape[1]:,} rows does not exist; look at the input."
+            )
+        y: Floats = np.zeros((*indices.shape, self.features), np.float32)
+        for rows, scale in zip(self.weight, self.scale, strict=True):
+            signs = unpack_rows(rows[indices], self.features).astype(np.float32) * 2 - 1
+            y += signs * scale[indices][..., None]
+        return y
 
 
 def quantize(x: Array, factor: float) -> Array:

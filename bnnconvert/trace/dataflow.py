@@ -11,7 +11,7 @@ from bnnconvert.graph import WEIGHT_LAYERS, Transposed, all_calls, is_add, modul
 from bnnconvert.trace.attention import why_whole
 from bnnconvert.trace.recurrent import why_whole_recurrent
 from bnnconvert.trace.weights import is_weighted_call
-from bnnconvert.values.plan import LayerFacts
+from bnnconvert.values.plan import TABLE, LayerFacts
 
 KINDS: dict[type[nn.Module], str] = {
     nn.Conv1d: "conv1d",
@@ -21,6 +21,7 @@ KINDS: dict[type[nn.Module], str] = {
     nn.ConvTranspose2d: "conv_transpose2d",
     nn.ConvTranspose3d: "conv_transpose3d",
     nn.Linear: "linear",
+    nn.Embedding: TABLE,
 }
 
 
@@ -134,11 +135,13 @@ def _obstacle(graph: GraphModule, calls: list[Node], module: nn.Module) -> str |
         return f"its projections cannot be taken apart, as {why_whole(graph, node, module)}"
     if isinstance(module, nn.RNNBase):
         return f"its steps cannot be written out, as {why_whole_recurrent(graph, node, module)}"
+    if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse):
+        return f"its table {'has sparse gradients' if module.sparse else 'is scaled while it is read (max_norm)'}"
     if type(module) not in KINDS:
         return f"there is no binary {type(module).__name__}"
-    if len(calls) > 1 and type(module) not in (nn.Conv2d, nn.Linear):
+    if len(calls) > 1 and type(module) not in (nn.Conv2d, nn.Linear, nn.Embedding):
         return f"the module is called {len(calls)} times, as only 2d convolutions and linear layers may be"
-    if len({shape_of(call.all_input_nodes[0]) for call in calls}) > 1:
+    if not isinstance(module, nn.Embedding) and len({shape_of(call.all_input_nodes[0]) for call in calls}) > 1:
         return f"the module is called {len(calls)} times on inputs of different sizes"
     if "weight" not in dict(module.named_parameters(recurse=False)):
         return "its weight is computed, not a plain parameter"

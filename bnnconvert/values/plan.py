@@ -9,6 +9,8 @@ from bnnconvert.values.inputs import Inputs, described
 from bnnconvert.values.recipe import Named
 
 Decision = Literal["binary", "weight-only", "float"]
+TABLE = "embedding"
+"""Kind of the layers that look rows up and multiply nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,8 @@ class LayerFacts:
     @property
     def macs(self) -> int:
         """Multiply-adds for one sample."""
+        if self.kind == TABLE:
+            return 0
         if self.kind.startswith("conv_transpose"):
             positions = self.input_shape[2:]
         else:

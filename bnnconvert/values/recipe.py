@@ -28,7 +28,7 @@ class Match(Section):
     """Which layers a rule is about; every given key must hold."""
 
     kind: list[str] | None = None
-    """Layer kinds: `conv2d`, `linear`."""
+    """Layer kinds, as the plan names them: `conv2d`, `linear`, `embedding` ..."""
     position: Literal["first", "last", "inner"] | None = None
     """First and last are found from dataflow; inner is neither."""
     depthwise: bool | None = None

@@ -13,9 +13,12 @@ from torch import nn
 
 from bnnconvert.artifact.reader import from_bytes
 from bnnconvert.artifact.writer import to_bytes
+from bnnconvert.binarizers import build_weight_binarizer
 from bnnconvert.errors import ArtifactError
+from bnnconvert.layers.embedding import BinaryEmbedding
 from bnnconvert.lower.predictors import calibrate, with_predictors
 from bnnconvert.runtime import Session
+from bnnconvert.values.recipe import Named
 from tests.sessions import complete
 from tests.students import Block, trace
 
@@ -331,6 +334,32 @@ def test_masked_products(name):
     x = torch.randn(2, 3, 8, 8)
     content = to_bytes(complete(with_predictors(student, calibrate(student, {"0": 0.1, "3": 0.1}, [x])), x))
     damage, word = PREDICTED[name]
+    header, data = split(content)
+    program = json.loads(header["__metadata__"]["program"])
+    damage(program)
+    header["__metadata__"]["program"] = json.dumps(program)
+    reject(join(header, data), word)
+
+
+LOOK_UP = "bnnconvert.signed_embedding"
+TABLES: dict[str, tuple[Callable[[Json], object], str]] = {
+    "rows by floats": (lambda p: arguments(p, LOOK_UP, indices={"tensor": "0.table.scale"}), "must be int64 or int32"),
+    "no rows": (lambda p: arguments(p, LOOK_UP, indices=3), "'indices'"),
+    "scale of another size": (
+        lambda p: arguments(p, LOOK_UP, scale={"tensor": "1.weight"}),
+        "a scale of shape [3, 12]",
+    ),
+    "longer rows": (lambda p: arguments(p, LOOK_UP, features=17), "17 bits take 3"),
+    "declared size": (lambda p: output(p, LOOK_UP, dtype="int32"), "declares"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables(name):
+    weights = build_weight_binarizer(Named(name="scaled-sign", scale_grad="exact", estimator="clip"), (7, 12), where="")
+    table = BinaryEmbedding.from_float(nn.Embedding(7, 12), weight_binarizer=weights)
+    content = to_bytes(complete(trace(nn.Sequential(table, nn.Linear(12, 3))), torch.tensor([[1, 2], [3, 0]])))
+    damage, word = TABLES[name]
     header, data = split(content)
     program = json.loads(header["__metadata__"]["program"])
     damage(program)

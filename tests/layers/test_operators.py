@@ -177,6 +177,7 @@ def test_fake_kernels_agree_with_the_real_ones():
         (operators.signed_conv2d, (torch.randn(2, 3, 5, 4), *conv)),
         (operators.binary_linear, (torch.rand(2, 3, 20) < 0.5, weight, 20)),
         (operators.signed_linear, (torch.randn(2, 20), weight, 20)),
+        (operators.signed_embedding, (torch.tensor([[0, 3, 1], [2, 2, 0]]), weight, torch.randn(2, 4), 20)),
         (operators.affine, (acc, torch.randn(4, 4), torch.randn(4), 1)),
         (operators.masked_linear, (torch.randn(2, 5), bits[:, :3, 0, 0], torch.randn(3, 5), torch.randn(3))),
         (operators.masked_conv2d, (torch.randn(2, 3, 5, 4), bits, torch.randn(6, 3, 1, 1), torch.randn(6), *point, 1)),
@@ -212,6 +213,18 @@ def test_8_bit_convolution_is_exact_in_torch_and_numpy(shape, kernel, stride, pa
     actual = packed.Int8Conv2d(weight.numpy(), **settings)(x.numpy())
     assert actual.dtype == np.int32
     assert np.array_equal(actual, expected.numpy())
+
+
+@pytest.mark.parametrize("planes", [1, 3])
+def test_rows_of_a_table_are_the_same_in_torch_and_numpy(planes):
+    table, scale = torch.randn(planes, 9, 21).sign(), torch.randn(planes, 9)
+    numbers = torch.randint(9, (2, 5))
+    weight = pack_rows((table > 0).numpy())
+    y = operators.signed_embedding(numbers, torch.from_numpy(weight), scale, 21)
+    expected = sum(F.embedding(numbers, rows * s[:, None]) for rows, s in zip(table, scale, strict=True))
+    torch.testing.assert_close(y, expected)
+    n = packed.SignedEmbedding(weight, scale.numpy(), features=21)(numbers.numpy())
+    assert np.array_equal(y.numpy(), n)
 
 
 def test_bytes_are_rounded_to_even_and_clamped_in_torch_and_numpy():

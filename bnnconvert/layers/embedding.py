@@ -1,0 +1,58 @@
+"""Embedding with a binary table: weight-only by nature, as what enters are numbers of rows."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bnnconvert.binarizers.base import WeightBinarizer
+from bnnconvert.errors import RefusalError
+from bnnconvert.layers.base import BinaryLayer
+
+
+class BinaryEmbedding(BinaryLayer):
+    """Rows of planes, each row with its own scale.
+
+    Shapes: x (...) of numbers below V, weight (V, D), y (..., D).
+    """
+
+    kind: ClassVar[str] = "embedding"
+
+    def __init__(self, weight: nn.Parameter, *, padding_row: int | None, weight_binarizer: WeightBinarizer) -> None:
+        super().__init__()
+        self.weight = weight
+        self.bias = None
+        self.padding_row = padding_row
+        self.weight_binarizer = weight_binarizer
+        self.input_binarizer = None
+        self.gain = None
+
+    @classmethod
+    def from_float(cls, table: nn.Embedding, *, weight_binarizer: WeightBinarizer) -> "BinaryEmbedding":
+        """The binary twin of a float table, sharing its weight."""
+        assert isinstance(table.weight, nn.Parameter), "the planner keeps layers with computed weights float"
+        return cls(table.weight, padding_row=table.padding_idx, weight_binarizer=weight_binarizer)
+
+    def linear_map(self, x: Tensor, weight: Tensor, *, one: float = 1.0) -> Tensor:
+        return F.embedding(x, weight, self.padding_row)
+
+    def windows(self, x: Tensor, *, one: float = 1.0) -> Tensor:
+        raise RefusalError("An embedding multiplies nothing that weights could be fitted to; keep it float.")
+
+    def positions(self, y: Tensor) -> Tensor:
+        return y.flatten(1, -2).mT[:, None]
+
+    def from_positions(self, y: Tensor, x: Tensor) -> Tensor:
+        return y[:, 0].mT.reshape(*x.shape, -1)
+
+    def _exact(self, x: Tensor) -> Tensor:
+        rows = [F.embedding(x, plane.pm1) for plane in self.weight_planes()]
+        scales = self.planes_scale()[:, x].unsqueeze(-1)
+        return torch.stack([row * scale for row, scale in zip(rows, scales, strict=True)]).sum(0)
+
+    def _per_channel(self, values: Tensor, like: Tensor) -> Tensor:
+        return values
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, {self.weight.shape[1]}"
