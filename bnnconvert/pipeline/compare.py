@@ -41,6 +41,10 @@ from bnnconvert.values.progress import Progress, Silent
 from bnnconvert.values.recipe import Published, Recipe
 from bnnconvert.values.report import VerifyReport
 
+VERIFIED = 2_000
+"""Test samples, spread over the set, on which a file is compared with its student layer by layer, which takes longer
+than all else that is done with the file."""
+
 
 def compare(
     spec: str,
@@ -235,7 +239,7 @@ def _measure(
     except RefusalError as error:
         refusal = str(error)
     else:
-        compared = verify(packed, against=student, data=data)
+        compared = verify(packed, against=student, data=data, samples=min(VERIFIED, len(data.test)))
         assert isinstance(compared, VerifyReport)
         figures = figures.model_copy(
             update={

@@ -17,7 +17,12 @@ from bnnconvert.runtime import Session
 from bnnconvert.tasks import Task
 from bnnconvert.values.data import Data
 from bnnconvert.values.inputs import Example, as_tuple
+from bnnconvert.values.program import Program
 from bnnconvert.values.report import GoldenReport, VerifyReport
+
+LARGEST_BATCH = 250
+KEPT = 2**30
+"""Bytes of values."""
 
 
 def verify(
@@ -27,7 +32,6 @@ def verify(
     data: str | Data | None = None,
     split: Literal["test", "train"] = "test",
     samples: int | None = None,
-    batch_size: int = 250,
     progress: Callable[[int, int], None] | None = None,
 ) -> GoldenReport | VerifyReport:
     """Run the artifact's golden input; with a run, compare it with that run's student, layer by layer.
@@ -49,7 +53,7 @@ def verify(
             "exported from."
         )
     kind = load_task(student.task)
-    batches, total = _comparison_inputs(student, data, split, samples, batch_size, kind)
+    batches, total = _comparison_inputs(student, data, split, samples, _batch_size(session.program), kind)
     model = student.model
     edges = edges_of(session.program, session.artifact.tensors)
     if edges:
@@ -58,6 +62,12 @@ def verify(
     if predictors:
         model = with_predictors(model.cpu(), predictors)
     return compare_with_student(model, session, _watched(batches, total, progress), task=kind)
+
+
+def _batch_size(program: Program) -> int:
+    """So many samples at once that all values of the program, which are kept to compare them, fit into `KEPT`."""
+    elements = sum(spec.elements() for node in program.nodes for spec in node.outputs)
+    return max(1, min(LARGEST_BATCH, KEPT // (4 * elements)))
 
 
 def _comparison_inputs(
@@ -73,8 +83,8 @@ def _comparison_inputs(
     if chosen is None:
         raise UsageError(f"{loaded.source}: has no test set; add test/ or val/, or give --split train.")
     count = min(samples or len(chosen), len(chosen))
-    starts = range(0, count, batch_size)
-    return (loaded.inputs(chosen, torch.arange(i, min(i + batch_size, count))) for i in starts), count
+    indices = torch.split(chosen.spread(count), batch_size)  # folders come class by class
+    return (loaded.inputs(chosen, part) for part in indices), count
 
 
 def _watched(batches: Iterable[Example], total: int, progress: Callable[[int, int], None] | None) -> Iterator[Example]:

@@ -1,5 +1,6 @@
 """The Python API and the run directory: rebuilt exactly, written whole or not at all, refusing what would lose work."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -276,6 +277,22 @@ def test_8_bit_ends_are_verified_and_their_cost_is_told(model_file: Path) -> Non
     assert proved.passed
     accuracy = bnnconvert.evaluate("e.packed.safetensors", data()).accuracy
     assert accuracy == pytest.approx(report.edges.accuracy_int8, abs=0.02)
+
+
+def test_comparing_takes_as_few_samples_at_once_as_memory_holds(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = convert_model("model.pt", "xnor", input_shape=(1, 3, 8, 8))
+    bnnconvert.export(student, "net.packed.safetensors")
+    steps: list[tuple[int, int]] = []
+
+    def note(done: int, total: int) -> None:
+        steps.append((done, total))
+
+    bnnconvert.verify("net.packed.safetensors", against=student, samples=3, progress=note)
+    monkeypatch.setattr(importlib.import_module("bnnconvert.pipeline.verify"), "KEPT", 1)
+    bnnconvert.verify("net.packed.safetensors", against=student, samples=3, progress=note)
+    assert steps == [(3, 3), (1, 3), (2, 3), (3, 3)]
 
 
 def test_8_bit_ends_need_data(model_file: Path) -> None:
