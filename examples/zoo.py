@@ -10,6 +10,7 @@ of each comes the smallest model, which is looked for once and kept in DIR/famil
 
 import argparse
 import fnmatch
+import gc
 import importlib
 import json
 import resource
@@ -39,6 +40,9 @@ RECIPES = ("xnor", "bwn")
 SAMPLES = 2
 LIMIT = 1800
 """Seconds for one model."""
+MEMORY = 16 * 2**30
+"""Bytes for one model; the summary leaves out those that need more."""
+TOO_LARGE = "needs more than 16 GB"
 CLOSE = 1e-3
 SIDE = 256
 """Pixels of the images that detectors get."""
@@ -150,6 +154,7 @@ def try_model(name: str) -> dict[str, Any]:
 
 def _try_recipe(net: nn.Module, inputs: tuple[Tensor, ...], recipe: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    gc.collect()  # the student of the recipe before
     try:
         start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         student = bnnconvert.convert(net, recipe, example_inputs=inputs)
@@ -167,9 +172,13 @@ def _try_recipe(net: nn.Module, inputs: tuple[Tensor, ...], recipe: str) -> dict
     except BnnError as error:
         found["failure"] = f"{type(error).__name__}: {error}"
     except Exception as error:
-        found["failure"] = f"{type(error).__name__}: {error}"
+        found["failure"] = TOO_LARGE if _is_memory(error) else f"{type(error).__name__}: {error}"
         found["traceback"] = traceback.format_exc()
     return found
+
+
+def _is_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 def _backward(student: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
@@ -280,6 +289,8 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
 
 def summary_of(rows: list[dict[str, Any]]) -> list[str]:
     """Shares over all models and recipes."""
+    large = {row["name"] for row in rows if any(row.get(r, row).get("failure") == TOO_LARGE for r in RECIPES)}
+    rows = [row for row in rows if row["name"] not in large]
     found = [row.get(recipe, row) for row in rows for recipe in RECIPES]
     converted = [f for f in found if "convert_s" in f]
     exported = [f for f in converted if "difference" in f]
@@ -291,7 +302,7 @@ def summary_of(rows: list[dict[str, Any]]) -> list[str]:
     flips = f"{len(at_threshold) / len(found):.1%} but for samples with a value within rounding of a sign's threshold"
     parts = f"{sum(f['parts'] > 1 for f in exported) / len(found):.1%} are exported in parts"
     return [
-        f"{len(rows)} models with {len(RECIPES)} recipes each.",
+        f"{len(rows)} models with {len(RECIPES)} recipes each; {len(large)} more need more than 16 GB.",
         f"{len(converted) / len(found):.1%} convert, {sum('failure' in f for f in found)} end in an error.",
         f"{agree}, {flips}; {parts}.",
         f"{len(quick) / len(found):.1%} convert within three times the construction plus one forward pass.",
@@ -312,7 +323,14 @@ def main() -> None:
     if given.preload:
         importlib.import_module(given.preload)
     if given.one:
-        print(json.dumps(try_model(given.one)))
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+        try:
+            row = try_model(given.one)
+        except Exception as error:
+            if not _is_memory(error):
+                raise
+            row = {"name": given.one, "failure": TOO_LARGE}
+        print(json.dumps(row))
         return
     given.out.mkdir(parents=True, exist_ok=True)
     if not given.table:
