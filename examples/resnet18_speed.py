@@ -26,6 +26,7 @@ from bnnconvert.pipeline import bench
 from bnnconvert.report.table import Column, Table, number
 from bnnconvert.runtime import Session
 from bnnconvert.values.data import Data, Images
+from bnnconvert.values.inputs import specs_of
 from bnnconvert.values.report import BenchLayer, BenchReport
 
 SHAPE = (3, 224, 224)
@@ -65,7 +66,7 @@ def noise(samples: int = 32) -> Data:
     """Images of nothing, to calibrate on."""
     pixels = torch.randint(0, 256, (samples, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images = Images(pixels, torch.arange(samples))
-    return Data(images, images, None, SHAPE, "uint8", (0.5,) * 3, (0.25,) * 3, "noise")
+    return Data(images, images, None, specs_of((1, *SHAPE)), "uint8", (0.5,) * 3, (0.25,) * 3, "noise")
 
 
 def part_of(layer: BenchLayer) -> str:

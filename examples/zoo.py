@@ -200,7 +200,7 @@ def _exported(student: bnnconvert.Student, inputs: tuple[Tensor, ...]) -> dict[s
         given = inputs_inside(student.model, inputs)
         wholes = {path: (part, given[path]) for path, part in inner_graphs(student.model) if path in given}
     found: dict[str, Any] = {"parts": len(wholes), "export_s": 0.0, "bytes": 0}
-    differences, apart, unexplained = [], 0, 0
+    differences, apart, unexplained, first, explained = [], 0, 0, 0, 0
     with tempfile.TemporaryDirectory() as folder:
         for path, (graph, x) in wholes.items():
             file = Path(folder) / "net.packed.safetensors"
@@ -211,9 +211,12 @@ def _exported(student: bnnconvert.Student, inputs: tuple[Tensor, ...]) -> dict[s
             session = bnnconvert.Session(file)
             compared = verify(graph, session, [x])
             apart, unexplained = apart + compared.differing_samples, unexplained + compared.unexplained_samples
+            first += sum(layer.first for layer in compared.layers)
+            explained += sum(layer.first_boundary for layer in compared.layers)
             if not compared.differing_samples:
                 differences.append(_difference(graph, session, x))
-    return found | {"difference": max(differences, default=0.0), "apart": apart, "unexplained": unexplained}
+    found |= {"difference": max(differences, default=0.0), "apart": apart, "unexplained": unexplained}
+    return found | {"flips": first, "explained_flips": explained}
 
 
 def _difference(student: nn.Module, session: bnnconvert.Session, inputs: tuple[Tensor, ...]) -> float:
@@ -263,10 +266,16 @@ def _verdict(row: dict[str, Any]) -> str:
 
 def _outcome(found: dict[str, Any]) -> str:
     if "difference" in found:
-        if found["apart"]:
-            return f"{found['apart']} samples with a value at a threshold"
+        if _is_at_threshold(found):
+            return "a value at a threshold"
         return f"{found['difference']:.0e}" if found["difference"] > 0 else "0"
     return str(found.get("failure") or found.get("refused") or found["refusal"])
+
+
+def _is_at_threshold(found: dict[str, Any]) -> bool:
+    """Whether a difference comes of values within rounding of a sign's threshold alone."""
+    differs = found["apart"] or found["difference"] > CLOSE
+    return bool(differs and found["flips"] and found["flips"] == found["explained_flips"] and not found["unexplained"])
 
 
 def table_of(rows: list[dict[str, Any]]) -> Table:
@@ -295,7 +304,7 @@ def summary_of(rows: list[dict[str, Any]]) -> list[str]:
     converted = [f for f in found if "convert_s" in f]
     exported = [f for f in converted if "difference" in f]
     agreeing = [f for f in exported if f["difference"] <= CLOSE and not f["apart"]]
-    at_threshold = [f for f in exported if f["apart"] and not f["unexplained"]]
+    at_threshold = [f for f in exported if _is_at_threshold(f)]
     quick = [r for r in rows for f in (r.get(recipe, {}) for recipe in RECIPES)
              if "convert_s" in f and f["convert_s"] <= 3 * r["build_s"] + r["forward_s"]]  # fmt: skip
     agree = f"{len(agreeing) / len(found):.1%} export and agree with the student to {CLOSE:g}"

@@ -1,7 +1,7 @@
 """The float original as ONNX files, made when the first peer asks for them."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,7 @@ def int8_model(files: Files) -> Path:
             quantize_static(
                 str(folded),
                 str(part),
-                _Calibration(session.get_inputs()[0].name, np.load(files.input)),
+                _Calibration([given.name for given in session.get_inputs()], files.read_inputs()),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
@@ -56,15 +56,21 @@ def _whole(path: Path) -> Iterator[Path]:
     part.replace(path)
 
 
+def _alike(x: Array, generator: np.random.Generator) -> Array:
+    """Noise of the same mean and spread; integers as they are."""
+    if x.dtype.kind != "f":
+        return x
+    noise: Array = generator.standard_normal(x.shape, np.float32) * x.std() + x.mean()
+    return noise
+
+
 class _Calibration:
     """Batches in the form that the quantizer asks for."""
 
-    def __init__(self, name: str, x: Array) -> None:
+    def __init__(self, names: Sequence[str], inputs: Sequence[Array]) -> None:
         generator = np.random.default_rng(0)
-        noise = (
-            generator.standard_normal(x.shape, np.float32) * x.std() + x.mean() for _ in range(CALIBRATION_BATCHES)
-        )
-        self._batches = iter([{name: x}, *({name: batch} for batch in noise)])
+        batches = [inputs, *([_alike(x, generator) for x in inputs] for _ in range(CALIBRATION_BATCHES))]
+        self._batches = iter([dict(zip(names, batch, strict=True)) for batch in batches])
 
     def get_next(self) -> dict[str, Array] | None:
         """One batch, or None at the end."""

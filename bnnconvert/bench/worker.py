@@ -9,6 +9,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bnnconvert.bench.peers import peer_class
-from bnnconvert.bench.peers.base import Files
+from bnnconvert.bench.peers.base import Array, Files, Predict
 from bnnconvert.bench.turns import turn
 from bnnconvert.errors import brief
 
@@ -35,11 +36,11 @@ def main() -> None:
     try:
         kind = peer_class(name)
         peer, files = kind(), Files(Path(folder))
-        x = np.load(files.input)
+        inputs = files.read_inputs()
         predict = peer.open(files, int(threads))
-        np.save(files.output(name), predict(x))
+        np.save(files.output(name), predict(*inputs))
         for _ in range(WARM_UP):
-            predict(x)
+            predict(*inputs)
         answer({"title": kind.title, "runs_float": kind.runs_float, "tolerance": kind.tolerance})
     except ImportError as error:
         answer({"missing": error.name or str(error)})
@@ -51,14 +52,14 @@ def main() -> None:
     for line in sys.stdin:
         command = json.loads(line)
         if "run" in command:
-            answer({"seconds": turn(lambda: _timed(predict, x), command["run"])})
+            answer({"seconds": turn(lambda: _timed(predict, inputs), command["run"])})
         else:
-            answer({"layers": [asdict(layer) for layer in peer.layers(x)]})
+            answer({"layers": [asdict(layer) for layer in peer.layers(*inputs)]})
 
 
-def _timed(predict: Any, x: Any) -> float:
+def _timed(predict: Predict, inputs: Sequence[Array]) -> float:
     start = time.perf_counter()
-    predict(x)
+    predict(*inputs)
     return time.perf_counter() - start
 
 

@@ -17,6 +17,7 @@ import torch
 from bnnconvert.errors import RefusalError, UsageError
 from bnnconvert.load.splits import Splits
 from bnnconvert.values.data import Images
+from bnnconvert.values.inputs import specs_of
 
 _TYPES = {"u1": np.uint8, "uint8": np.uint8, "i4": np.int32, "i8": np.int64}
 _SHAPE = (3, 32, 32)
@@ -91,10 +92,10 @@ def read(spec: str) -> Splits:
     if (folder / "data_batch_1").is_file():
         train = _read_batches([folder / f"data_batch_{i}" for i in range(1, 6)], "labels")
         test = _read_batches([folder / "test_batch"], "labels")
-        return Splits(train, test, _read_names(folder / "batches.meta", "label_names"), _SHAPE)
+        return Splits(train, test, _read_names(folder / "batches.meta", "label_names"), specs_of((1, *_SHAPE)))
     train = _read_batches([folder / "train"], "fine_labels")
     test = _read_batches([folder / "test"], "fine_labels")
-    return Splits(train, test, _read_names(folder / "meta", "fine_label_names"), _SHAPE)
+    return Splits(train, test, _read_names(folder / "meta", "fine_label_names"), specs_of((1, *_SHAPE)))
 
 
 def _folder(spec: str) -> Path | None:

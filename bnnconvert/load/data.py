@@ -62,26 +62,26 @@ def load_data(
             "--data package.module:factory."
         )
     means, stds = _normalisation(splits, mean, std, spec)
-    return Data(splits.train, splits.test, splits.classes, splits.sample_shape, splits.scale, means, stds, spec)
+    return Data(splits.train, splits.test, splits.classes, splits.specs, splits.scale, means, stds, spec)
 
 
 def _normalisation(
     splits: Splits, mean: Sequence[float] | None, std: Sequence[float] | None, where: str
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The mean and standard deviation to use: given, else the training set's own; none for a factory's float images."""
+    """The mean and standard deviation to use: given, else the training set's own; none but for uint8 images."""
     if (mean is None) != (std is None):
         raise UsageError(f"{where}: --mean and --std belong together; give both or neither.")
     if splits.scale == "as-is":
         if mean is not None:
             raise UsageError(
-                f"{where}: gives float images, which are not normalised again; leave out --mean and --std."
+                f"{where}: gives what is no uint8 image, which is not normalised again; leave out --mean and --std."
             )
         return (), ()
     if mean is None or std is None:
         train = splits.train
         whole = isinstance(train, Images) or (isinstance(train, ImageFiles) and train.fits)
         return channel_statistics(train, whole=whole)
-    channels = splits.sample_shape[0]
+    channels = splits.specs[0].shape[1]
     for name, values in (("--mean", mean), ("--std", std)):
         if len(values) != channels:
             raise UsageError(

@@ -6,6 +6,7 @@ import torch
 from bnnconvert.errors import UsageError
 from bnnconvert.load.splits import Splits
 from bnnconvert.values.data import Images, Part, split_held_out
+from bnnconvert.values.inputs import specs_of
 
 _NAME = "digits"
 _TEST_SHARE = 0.2
@@ -30,7 +31,7 @@ def read(spec: str) -> Splits:
     images = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
     whole = Images(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)))
     train, test = split_held_out(whole, _TEST_SHARE, _SEED)
-    return Splits(_alone(whole, train), _alone(whole, test), tuple(map(str, range(10))), (1, 8, 8))
+    return Splits(_alone(whole, train), _alone(whole, test), tuple(map(str, range(10))), specs_of((1, 1, 8, 8)))
 
 
 def _alone(whole: Images, part: Part) -> Images:

@@ -13,10 +13,11 @@ from bnnconvert.load.splits import Splits
 from bnnconvert.load.user_code import call_factory, is_factory
 from bnnconvert.tasks import CLASSIFICATION, Task
 from bnnconvert.values.data import Sample, Samples
+from bnnconvert.values.inputs import Inputs, as_tuple, specs_of, specs_of_example
 
 
 class FactorySamples(Samples):
-    """A data set of the user's, its samples checked to be an image and a label."""
+    """A data set of the user's, its samples checked to be what a model takes and a label."""
 
     def __init__(self, dataset: Any, where: str, task: Task = CLASSIFICATION) -> None:
         self.dataset = dataset
@@ -30,12 +31,19 @@ class FactorySamples(Samples):
     def __getitem__(self, number: int) -> Sample:
         sample = self.dataset[number]
         if not isinstance(sample, tuple | list) or len(sample) < 2:
-            raise UsageError(f"{self.where}: a sample is a {type(sample).__name__}; it must be a pair (image, label).")
-        image, label = sample[0], sample[1]
-        if not isinstance(image, Tensor) or not (image.is_floating_point() or image.dtype == torch.uint8):
-            kind = f"a tensor of {image.dtype}" if isinstance(image, Tensor) else f"a {type(image).__name__}"
-            raise UsageError(f"{self.where}: an image is {kind}; it must be a float or uint8 tensor (C, H, W).")
-        return image, self._label(label)
+            raise UsageError(f"{self.where}: a sample is a {type(sample).__name__}; it must be a pair (input, label).")
+        given = tuple(sample[0]) if isinstance(sample[0], list) else sample[0]
+        for tensor in given if isinstance(given, tuple) else (given,):
+            self._check(tensor)
+        return given, self._label(sample[1])
+
+    def _check(self, tensor: Any) -> None:
+        if not isinstance(tensor, Tensor) or not (tensor.is_floating_point() or tensor.dtype in _WHOLE):
+            kind = f"a tensor of {tensor.dtype}" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+            raise UsageError(
+                f"{self.where}: an input is {kind}; it must be a tensor of floats or integers, as an image (C, H, W), "
+                "or a tuple of tensors for a model of several inputs."
+            )
 
     def _label(self, label: Any) -> int | Tensor:
         """The label as an integer, or what the task makes of it."""
@@ -50,6 +58,11 @@ class FactorySamples(Samples):
             return index(label.item() if isinstance(label, Tensor) else label)  # type: ignore[arg-type]  # checked here
         except (TypeError, RuntimeError) as error:
             raise UsageError(f"{self.where}: a label is {label!r:.40}; it must be one whole number.") from error
+
+
+_WHOLE = (torch.uint8, torch.int32, torch.int64, torch.bool)
+_LOOK_AT = 64
+"""Samples whose largest integer says how large integers are."""
 
 
 def recognises(spec: str) -> bool:
@@ -73,13 +86,14 @@ def read(spec: str, task: Task = CLASSIFICATION) -> Splits:
     first = _first(train)
     if test is not None:
         second = _first(test)
-        if (second.shape, second.dtype) != (first.shape, first.dtype):
+        if _forms(second) != _forms(first):
             raise UsageError(
-                f"{spec}: training images are {_kind(first)}, but validation images are {_kind(second)}; give both "
+                f"{spec}: training samples are {_kind(first)}, but validation samples are {_kind(second)}; give both "
                 "the same form."
             )
-    scale: Literal["uint8", "as-is"] = "uint8" if first.dtype == torch.uint8 else "as-is"
-    return Splits(train, test, _classes(made[0]), tuple(first.shape), scale)
+    is_image = len(first) == 1 and first[0].dtype == torch.uint8 and first[0].dim() == 3
+    scale: Literal["uint8", "as-is"] = "uint8" if is_image else "as-is"
+    return Splits(train, test, _classes(made[0]), _specs(train, first, is_image=is_image), scale)
 
 
 def _checked(dataset: Any, where: str, name: str, task: Task) -> FactorySamples:
@@ -94,23 +108,38 @@ def _checked(dataset: Any, where: str, name: str, task: Task) -> FactorySamples:
     return FactorySamples(dataset, where, task)
 
 
-def _first(samples: FactorySamples) -> Tensor:
-    """The first image, which must have three dimensions."""
+def _first(samples: FactorySamples) -> tuple[Tensor, ...]:
+    """The first sample's tensors."""
     try:
-        image, _ = samples[0]
+        given, _ = samples[0]
     except UsageError:
         raise
     except Exception as error:  # the user's data set may fail in any way; the cause stays attached
         raise UsageError(
             f"{samples.where}: reading the first sample failed ({brief(error)}); mend the data set."
         ) from error
-    if image.dim() != 3:
-        raise UsageError(f"{samples.where}: an image has the shape {tuple(image.shape)}; it must be (C, H, W).")
-    return image
+    for tensor in as_tuple(given):
+        if not tensor.dim():
+            raise UsageError(f"{samples.where}: an input is one number; it must be a tensor with an axis or more.")
+    return as_tuple(given)
 
 
-def _kind(image: Tensor) -> str:
-    return f"{'x'.join(map(str, image.shape))} of {str(image.dtype).removeprefix('torch.')}"
+def _forms(tensors: tuple[Tensor, ...]) -> list[tuple[torch.Size, torch.dtype]]:
+    return [(tensor.shape, tensor.dtype) for tensor in tensors]
+
+
+def _kind(tensors: tuple[Tensor, ...]) -> str:
+    return ", ".join(f"{'x'.join(map(str, t.shape))} of {str(t.dtype).removeprefix('torch.')}" for t in tensors)
+
+
+def _specs(samples: FactorySamples, first: tuple[Tensor, ...], *, is_image: bool) -> Inputs:
+    """What the samples are; an image of bytes becomes one of floats."""
+    if is_image:
+        return specs_of((1, *first[0].shape))
+    if all(tensor.is_floating_point() for tensor in first):
+        return specs_of([(1, *tensor.shape) for tensor in first])
+    some, _ = samples.batch(samples.spread(_LOOK_AT))
+    return specs_of_example(some)
 
 
 def _known_labels(dataset: Any) -> Tensor | None:

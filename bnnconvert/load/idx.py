@@ -16,6 +16,7 @@ from torch import Tensor
 from bnnconvert.errors import UsageError
 from bnnconvert.load.splits import Splits
 from bnnconvert.values.data import Images
+from bnnconvert.values.inputs import specs_of
 
 _NAME = re.compile(r"(?P<set>.*?)(?P<part>train|t10k|test)[-_.](?P<what>images|labels)[-.]idx[13]-ubyte(\.gz)?", re.I)
 _LARGEST = 1 << 34
@@ -43,7 +44,7 @@ def read(spec: str) -> Splits:
             f"{spec}: the test images are {test.images.shape[2]}x{test.images.shape[3]}, but the training images are "
             f"{train.images.shape[2]}x{train.images.shape[3]}; take all files from one source."
         )
-    return Splits(train, test, None, tuple(train.images.shape[1:]))
+    return Splits(train, test, None, specs_of(train.images.shape))
 
 
 def _files(folder: Path) -> dict[tuple[str, str, str], Path]:

@@ -16,6 +16,7 @@ from bnnconvert.errors import UsageError
 from bnnconvert.load.decode import common_shape, decode, decode_all
 from bnnconvert.load.splits import Splits
 from bnnconvert.values.data import Images, Sample, Samples
+from bnnconvert.values.inputs import Example, specs_of
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
 _FITS = 2 * 1024**3
@@ -45,7 +46,7 @@ class ImageFiles(Samples):
         images = self._images()
         return super().__getitems__(indices) if images is None else images.__getitems__(indices)
 
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Tensor) -> tuple[Example, Tensor]:
         images = self._images()
         return super().batch(indices) if images is None else images.batch(indices)
 
@@ -73,7 +74,9 @@ def read(spec: str) -> Splits:
     test = None if test_folder is None else _list(test_folder)
     if test_folder is not None and test is not None and test.keys() != train.keys():
         _refuse_classes(folder / "train", set(train), test_folder, set(test))
-    return Splits(_files(train, shape), None if test is None else _files(test, shape), tuple(train), shape)
+    return Splits(
+        _files(train, shape), None if test is None else _files(test, shape), tuple(train), specs_of((1, *shape))
+    )
 
 
 def _list(folder: Path) -> dict[str, list[Path]]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bnnconvert.values.data import Samples
+from bnnconvert.values.inputs import Inputs
 
 
 @dataclass(frozen=True)
@@ -13,6 +14,6 @@ class Splits:
     train: Samples
     test: Samples | None
     classes: tuple[str, ...] | None
-    sample_shape: tuple[int, ...]
-    """(C, H, W)"""
+    specs: Inputs
+    """What a sample is."""
     scale: Literal["uint8", "as-is"] = "uint8"

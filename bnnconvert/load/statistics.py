@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bnnconvert.values.data import Samples
 
@@ -25,9 +26,11 @@ def channel_statistics(samples: Samples, *, whole: bool) -> tuple[tuple[float, .
     count = len(samples) if whole else min(len(samples), _SAMPLE)
     indices = torch.arange(count) * len(samples) // count
     image, _ = samples[0]
+    assert isinstance(image, Tensor)
     first, second = [0] * len(image), [0] * len(image)
     for chunk in torch.split(indices, max(1, _VALUES_AT_ONCE // image.numel())):
         images, _ = samples.batch(chunk)
+        assert isinstance(images, Tensor)
         values = images.flatten(2).numpy().astype(np.float64)
         first = [a + int(b) for a, b in zip(first, values.sum((0, 2)), strict=True)]
         second = [a + int(b) for a, b in zip(second, np.einsum("nci,nci->c", values, values), strict=True)]

@@ -45,15 +45,14 @@ def bench(
     names = _names(peers, has_original=against is not None)
     session = Session(artifact, threads=threads)
     golden = session.golden_difference()
-    if len(session.program.inputs) > 1:
-        raise UsageError(f"{artifact}: takes several inputs, and bench times models of one; time Session.run itself.")
-    x = np.resize(session.artifact.golden_inputs[0], session.program.inputs[0].sized(batch))
+    specs, golden_inputs = session.program.inputs, session.artifact.golden_inputs
+    inputs = [np.resize(x, spec.sized(batch)) for x, spec in zip(golden_inputs, specs, strict=True)]
     with tempfile.TemporaryDirectory(prefix="bnnconvert-bench-") as folder:
         files = Files(Path(folder))
         shutil.copyfile(artifact, files.artifact)
-        np.save(files.input, x)
+        np.savez(files.inputs, *inputs)
         if against is not None:
-            _export(_original(against, model, trust_pickle), x, files, where=str(against))
+            _export(_original(against, model, trust_pickle), inputs, files, where=str(against))
         times, layers = compete(files, names, threads=threads, rounds=rounds, progress=progress)
     return BenchReport(str(artifact), session.isa, threads, batch, rounds, golden, tuple(times), _beside(layers))
 
@@ -76,11 +75,12 @@ def _original(against: Target, model: str | None, trust_pickle: bool) -> nn.Modu
     return (opened.teacher if isinstance(opened, Student) else opened).eval()
 
 
-def _export(module: nn.Module, x: Array, files: Files, *, where: str) -> None:
+def _export(module: nn.Module, inputs: Sequence[Array], files: Files, *, where: str) -> None:
+    given = tuple(map(torch.from_numpy, inputs))
     try:
         with torch.no_grad():
-            torch.export.save(torch.export.export(module, (torch.from_numpy(x),), strict=False), files.exported)
-            np.save(files.reference, first_output(module(torch.from_numpy(x))))
+            torch.export.save(torch.export.export(module, given, strict=False), files.exported)
+            np.save(files.reference, first_output(module(*given)))
     except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError) as error:
         raise UsageError(
             f"{where}: torch.export cannot save it for other runtimes ({first_line(error)[:300]}); leave out --against."

@@ -66,7 +66,7 @@ def convert_within(
     inputs, _ = inputs_of(module, input_shape, loaded)
     probe = probe_input(inputs, loaded)
     teacher = traced(module, probe, steering)
-    check_fits(loaded, inputs[0].shape, outputs_of(teacher, probe))
+    check_fits(loaded, inputs, outputs_of(teacher, probe))
     fitted = fit_budget(
         teacher, layer_facts(teacher), parsed, budget, loaded, probe=probe, samples=samples, progress=measured
     )

@@ -36,7 +36,7 @@ from bnnconvert.train.cost import step_cost
 from bnnconvert.values.comparison import ComparedRecipe, Comparison, Conditions, Figures
 from bnnconvert.values.data import Data
 from bnnconvert.values.files import write_text
-from bnnconvert.values.inputs import Shapes
+from bnnconvert.values.inputs import Shapes, alone
 from bnnconvert.values.progress import Progress, Silent
 from bnnconvert.values.recipe import Published, Recipe
 from bnnconvert.values.report import VerifyReport
@@ -267,7 +267,7 @@ def _converted(student: Student, data: Data, device: str | None) -> float:
 def _ratio(student: Student, data: Data) -> float:
     chosen = torch.arange(min(student.recipe.training.batch_size, len(data.train)))
     _, labels = data.train.batch(chosen)
-    x = data.inputs(data.train, chosen)
+    x = alone(data.inputs(data.train, chosen), "compare")
     return step_cost(student.model, student.teacher, student.recipe.training, x, labels).ratio
 
 

@@ -94,7 +94,7 @@ def _convert(
     teacher = traced(model.cpu().float(), probe, steering)
     notes = (*notes, *teacher.meta.get("notes", ()))
     if loaded is not None:
-        check_fits(loaded, inputs[0].shape, outputs_of(teacher, probe))
+        check_fits(loaded, inputs, outputs_of(teacher, probe))
     facts, size = layer_facts(teacher), module_bytes(model)
     student, plan = _rewritten(teacher, make_plan(recipe, facts, inputs=inputs, model_bytes=size), rewrites, probe)
     warnings, dead = check_signs(student, probe, recipe.checks)
@@ -211,7 +211,7 @@ def convert_again(student: Student, data: Data) -> None:
     assert student.run is not None
     record = student.run.read()
     loaded = load_source(student.run, record)
-    fresh = convert(loaded.module, student.recipe, input_shape=(1, *data.sample_shape), steering=student.steering)
+    fresh = convert(loaded.module, student.recipe, input_shape=data.specs, steering=student.steering)
     text = student.run.file("recipe.toml").read_text("utf-8")
     with new_run(student.run.path, replace=True) as run:
         fill_run(
@@ -267,7 +267,7 @@ def inputs_of(model: nn.Module, given: Shapes | None, data: Data | None) -> tupl
     if given is not None:
         return specs_of(given), ()
     if data is not None:
-        return specs_of((1, *data.sample_shape)), ()
+        return data.specs, ()
     known: Inputs | None = getattr(model, "meta", {}).get("inputs")
     if known is not None:
         return known, ()

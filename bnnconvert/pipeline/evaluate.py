@@ -14,6 +14,7 @@ from bnnconvert.pipeline.targets import Target, kind_of, label_of, open_target, 
 from bnnconvert.runtime import Session
 from bnnconvert.train import evaluate_samples
 from bnnconvert.values.data import Data, check_fits
+from bnnconvert.values.inputs import InputSpec
 from bnnconvert.values.report import EvaluationReport
 
 
@@ -45,10 +46,10 @@ def evaluate(
     predict = _predictor(opened, loaded)
     done = 0
 
-    def watched(x: Any) -> Any:
+    def watched(*given: Any) -> Any:
         nonlocal done
-        output = predict(x)
-        done += len(x)
+        output = predict(*given)
+        done += len(given[0])
         if progress is not None:
             progress(done, len(samples))
         return output
@@ -71,9 +72,10 @@ def evaluate(
 
 def _predictor(opened: Student | Session | nn.Module, data: Data) -> Callable[[Any], Any]:
     if isinstance(opened, Session):
-        check_fits(data, opened.input_shape, None)
+        taken = (InputSpec.model_validate({"shape": s.sized(1), "dtype": s.dtype}) for s in opened.program.inputs)
+        check_fits(data, tuple(taken), None)
         return opened.run
     module = opened.model if isinstance(opened, Student) else opened
     if isinstance(opened, Student):
-        check_fits(data, opened.input_shape, None)
+        check_fits(data, opened.inputs, None)
     return module.cpu().eval()

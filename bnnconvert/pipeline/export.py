@@ -24,6 +24,7 @@ from bnnconvert.pipeline.student import Student, calibration_batches, evaluation
 from bnnconvert.tasks import Task
 from bnnconvert.train import evaluate_samples
 from bnnconvert.values.data import Data
+from bnnconvert.values.inputs import Example, as_tuple
 from bnnconvert.values.plan import Plan
 from bnnconvert.values.report import EdgesReport, ExportReport, PredictedLayerReport, PredictionReport
 from bnnconvert.values.tables import look_up
@@ -134,12 +135,12 @@ def _accuracies(before: GraphModule, after: GraphModule, data: Data, task: Task)
     return one.samples, split, one.accuracy, two.accuracy
 
 
-def _flipped(before: GraphModule, after: GraphModule, x: Tensor) -> float:
+def _flipped(before: GraphModule, after: GraphModule, x: Example) -> float:
     """Share of the first binary layer's input bits in which two students differ; 0 where no layer has binary inputs."""
     bits = []
     for model in (before, after):
         recorder = Recorder(model)
-        recorder.run(x)
+        recorder.run(*as_tuple(x))
         for path, inputs in recorder.inputs.items():
             layer = model.get_submodule(path)
             assert isinstance(layer, BinaryLayer)

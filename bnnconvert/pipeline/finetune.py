@@ -19,7 +19,7 @@ from bnnconvert.trace.tracer import run_example
 from bnnconvert.train import finetune as train_student
 from bnnconvert.train.ensemble import finetune_ensemble
 from bnnconvert.values.data import Data, check_fits
-from bnnconvert.values.inputs import specs_of
+from bnnconvert.values.inputs import Inputs
 from bnnconvert.values.progress import Progress
 from bnnconvert.values.report import TrainReport
 from bnnconvert.values.run import MEMBERS, RunDirectory, hold
@@ -50,7 +50,7 @@ def finetune(
     loaded = _training_data(student, data, mean, std, kind)
     if _guess_is_wrong(student, loaded):
         convert_again(student, loaded)
-    check_fits(loaded, student.input_shape, classes_of(student.teacher, probe_input(student.inputs), kind))
+    check_fits(loaded, student.inputs, classes_of(student.teacher, probe_input(student.inputs), kind))
     run = student.run
     main = int(os.environ.get("RANK", "0")) == 0
     with hold(run.path) if run is not None and main else nullcontext():
@@ -98,13 +98,17 @@ def _guess_is_wrong(student: Student, data: Data) -> bool:
     """Whether the student's input shape was a guess and nothing trained yet, and the model takes the data's as well."""
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     new = student.run is not None and not student.run.has_checkpoint
-    if not (alone and new and student.shape_is_guessed) or data.sample_shape == student.input_shape[1:]:
+    if not (alone and new and student.shape_is_guessed) or _shapes(data.specs) == _shapes(student.inputs):
         return False
     try:
-        run_example(student.teacher, probe_input(specs_of((1, *data.sample_shape))))
+        run_example(student.teacher, probe_input(data.specs))
     except UsageError:
         return False
     return True
+
+
+def _shapes(inputs: Inputs) -> list[tuple[int, ...]]:
+    return [spec.shape for spec in inputs]
 
 
 def _training_data(

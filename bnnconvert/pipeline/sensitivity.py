@@ -23,6 +23,7 @@ from bnnconvert.pipeline.targets import label_of
 from bnnconvert.rewrite.runner import run_rewrites
 from bnnconvert.train import prepare, reestimate_batch_norm
 from bnnconvert.values.data import Data, check_fits
+from bnnconvert.values.inputs import alone
 from bnnconvert.values.plan import LayerPlan
 from bnnconvert.values.sensitivity import Cost, LayerSensitivity, SensitivityReport
 
@@ -49,7 +50,7 @@ def sensitivity(
         raise RefusalError(f"The run's task is {student.task}; only classifiers can be measured here.")
     loaded = evaluation_data(data, student.data, mean, std, purpose="measure")
     outputs = outputs_of(student.teacher, probe_input(student.inputs))
-    check_fits(loaded, student.input_shape, outputs)
+    check_fits(loaded, student.inputs, outputs)
     if outputs is None:
         raise RefusalError("The model's output is no class logits (N, classes); only classifiers can be measured here.")
     ruler = Ruler(student.teacher, loaded, samples=samples, device=device)
@@ -108,7 +109,8 @@ class Ruler:
     def _batches(self, indices: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for part in torch.split(indices, BATCH):
             _, labels = self._data.train.batch(part)
-            yield self._data.inputs(self._data.train, part).to(self.device), labels.to(self.device)
+            x = alone(self._data.inputs(self._data.train, part), "Sensitivity")
+            yield x.to(self.device), labels.to(self.device)
 
 
 def _measure(student: Student, layer: LayerPlan, ruler: Ruler) -> LayerSensitivity:

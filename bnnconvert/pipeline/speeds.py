@@ -11,6 +11,7 @@ from torch import nn
 from bnnconvert.bench.turns import turn
 from bnnconvert.runtime import Session
 from bnnconvert.values.data import Data
+from bnnconvert.values.inputs import as_tuple
 
 TURN, TURNS = 0.05, 20
 """Seconds of a turn, and how many each has."""
@@ -21,11 +22,11 @@ def speeds(original: nn.Module, packed: Mapping[str, Path], data: Data) -> tuple
 
     Units: milliseconds.
     """
-    x = data.inputs(data.train, torch.arange(1))
-    array, original = x.numpy(), original.cpu().eval()
+    given = as_tuple(data.inputs(data.train, torch.arange(1)))
+    arrays, original = [x.numpy() for x in given], original.cpu().eval()
     sessions = {name: Session(path) for name, path in packed.items() if path.exists()}
-    runs: list[Callable[[], object]] = [lambda: original(x)]
-    runs += [lambda session=session: session.run(array) for session in sessions.values()]  # type: ignore[misc]
+    runs: list[Callable[[], object]] = [lambda: original(*given)]
+    runs += [lambda session=session: session.run(*arrays) for session in sessions.values()]  # type: ignore[misc]
     times: list[list[float]] = [[] for _ in runs]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

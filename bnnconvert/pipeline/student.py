@@ -14,7 +14,7 @@ from bnnconvert.load.data import load_data
 from bnnconvert.load.user_code import is_factory
 from bnnconvert.tasks import CLASSIFICATION, Task
 from bnnconvert.values.data import Data, Samples
-from bnnconvert.values.inputs import Inputs
+from bnnconvert.values.inputs import Example, Inputs, as_tuple
 from bnnconvert.values.plan import Plan
 from bnnconvert.values.recipe import Recipe, Rule
 from bnnconvert.values.run import DataRecord, RunDirectory
@@ -56,10 +56,10 @@ def probe_input(inputs: Inputs, data: Data | None = None) -> tuple[Tensor, ...]:
     if data is None:
         generator = torch.Generator().manual_seed(0)
         return tuple(spec.sample(samples, generator) for spec in inputs)
-    return (data.inputs(data.train, data.train.spread(samples)),)
+    return as_tuple(data.inputs(data.train, data.train.spread(samples)))
 
 
-def calibration_batches(data: Data, *, samples: Samples | None = None) -> Iterator[Tensor]:
+def calibration_batches(data: Data, *, samples: Samples | None = None) -> Iterator[Example]:
     """Model inputs from training images, or other samples, spread evenly over the set and mixed, the same each time.
 
     Image folders come class by class, and batches of one class would have too little variance.

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bnnconvert.errors import UsageError
-from bnnconvert.values.data import Data, Part, Sample, Samples, normalise
+from bnnconvert.values.data import Data, Part, Sample, Samples, given_as, normalise
+from bnnconvert.values.inputs import Example
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -155,15 +156,19 @@ def sample_of(part: Samples, count: int, *, seed: int) -> Part:
     return Part(part, torch.randperm(len(part), generator=generator_for(seed, "sample"))[:count])
 
 
-def to_input(images: Tensor, data: Data, device: torch.device | None = None) -> Tensor:
-    """What a model is fed: floats on the device, normalised, channels last in memory where there are two axes of space.
+def to_input(given: Example | list[Tensor], data: Data, device: torch.device | None = None) -> Example:
+    """What a model is fed: on the device, normalised, channels last in memory where there are two axes of space.
 
-    Shapes: images (N, C, ...), as the data set has them; the same comes back.
+    Shapes: given (N, ...), as the data set has it; the same comes back.
     """
-    images = images if device is None else images.to(device)
-    if images.dim() == 4:
-        images = images.contiguous(memory_format=torch.channels_last)
-    return normalise(images, data.mean, data.std)
+
+    def made(x: Tensor) -> Tensor:
+        x = x if device is None else x.to(device)
+        if x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return normalise(x, data.mean, data.std)
+
+    return given_as(given, made)
 
 
 def _item_seed(data: Data, seed: int) -> int | None:

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from bnnconvert.errors import RefusalError
+from bnnconvert.values.inputs import Example, as_tuple
 
 _REMEDY = "lower the learning rate or set training.gradient_clip, then go on from the last good checkpoint"
 
 
 def refuse_not_finite(
-    student: nn.Module, x: Tensor, *, loss: float, step: int, teacher_logits: Tensor | None
+    student: nn.Module, x: Example, *, loss: float, step: int, teacher_logits: Tensor | None
 ) -> NoReturn:
     """Stop a run whose loss is not finite, naming the first layer that is to blame for this batch.
 
@@ -21,7 +22,7 @@ def refuse_not_finite(
     start = f"Fine-tuning stopped at step {step + 1}, loss {loss}: "
     if math.isfinite(loss):
         raise RefusalError(f"{start}another process's loss is not finite; its message names the layer.")
-    if not bool(torch.isfinite(x).all()):
+    if not all(bool(torch.isfinite(given).all()) for given in as_tuple(x)):
         raise RefusalError(f"{start}the batch itself holds values that are not finite; check the data.")
     if teacher_logits is not None and not bool(torch.isfinite(teacher_logits).all()):
         raise RefusalError(f"{start}the teacher's output is not finite; check the float model on this data.")
@@ -43,7 +44,7 @@ def refuse_bad_parameters(student: nn.Module, *, step: int) -> None:
 
 
 @torch.no_grad()
-def first_not_finite(model: nn.Module, x: Tensor) -> str | None:
+def first_not_finite(model: nn.Module, x: Example) -> str | None:
     """What is wrong with the first module, in order of execution, that has a bad parameter or makes a bad output."""
     reasons: list[str] = []
 

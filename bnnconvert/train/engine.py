@@ -14,6 +14,7 @@ from bnnconvert.errors import UsageError
 from bnnconvert.tasks import Task
 from bnnconvert.train.latent import set_stage
 from bnnconvert.train.schedule import Span
+from bnnconvert.values.inputs import Example, run_on
 
 
 @contextmanager
@@ -82,15 +83,15 @@ def share_parameters(model: nn.Module) -> None:
         parameter.copy_(whole)
 
 
-def has_unused_parameters(student: nn.Module, spans: tuple[Span, ...], x: Tensor, task: Task) -> bool:
+def has_unused_parameters(student: nn.Module, spans: tuple[Span, ...], x: Example, task: Task) -> bool:
     """Whether some stage leaves a trainable parameter without a gradient, found by trying on a copy.
 
-    Shapes: x (N, C, ...), a few of the student's inputs.
+    Shapes: x (N, C, ...), a few of the student's inputs, or a tuple of such.
     """
     for weights, inputs in {(span.stage.weights, span.stage.inputs) for span in spans}:
         trial = copy.deepcopy(student).train()
         set_stage(trial, weights=weights, inputs=inputs)
-        torch.autograd.backward(task.output(trial(x)).float().sum())
+        torch.autograd.backward(task.output(run_on(trial, x)).float().sum())
         if any(p.requires_grad and p.grad is None for p in trial.parameters()):
             return True
     return False

@@ -23,6 +23,7 @@ from bnnconvert.train.batches import generator_for
 from bnnconvert.train.latent import binary_layers
 from bnnconvert.train.layer_solver import Codes, Fit, Weights, fit
 from bnnconvert.train.views import Views
+from bnnconvert.values.inputs import alone
 from bnnconvert.values.recipe import Training
 
 SAMPLES, VALUES = 1024, 2**26
@@ -49,7 +50,8 @@ def refuse_unfit(student: nn.Module, training: Training) -> None:
 def fit_batches(views: Views, size: int) -> list[Tensor]:
     """Batches of `size` that a fit looks at, the same each time. Shapes: (N, C, ...)."""
     samples = min(SAMPLES, VALUES // math.prod(views.data.sample_shape))
-    return list(views.clean_batches(max(1, math.ceil(samples / size)), size))
+    batches = views.clean_batches(max(1, math.ceil(samples / size)), size)
+    return [alone(x, "Fitting weights layer by layer") for x in batches]
 
 
 @torch.no_grad()

@@ -46,6 +46,7 @@ from bnnconvert.train.setup import Setup, comparable_settings, doubts, override,
 from bnnconvert.train.step import Stepper
 from bnnconvert.train.views import Views
 from bnnconvert.values.data import Data
+from bnnconvert.values.inputs import first_of
 from bnnconvert.values.progress import Progress, Silent
 from bnnconvert.values.recipe import Training
 from bnnconvert.values.report import EpochRecord, TrainReport
@@ -164,7 +165,7 @@ class FineTuning:
             self.networks.append(self.objective.trained)
             add_network(optimizer, self.objective.trained, self.training.optimizer)
         if processes > 1:
-            few = next(self.views.clean_batches(1, batch))[:2]
+            few = first_of(next(self.views.clean_batches(1, batch)), 2)
             distributed.find_unused_parameters = any(
                 has_unused_parameters(n, self.spans, few, task) for n in self.networks
             )
@@ -285,12 +286,12 @@ class FineTuning:
         self.batches.go_to(epoch, done)
         train_mode(self.student, frozen=self.training.batch_norm_frozen)
         clock = time.monotonic()
-        for images, labels in self.loader:
+        for given, labels in self.loader:
             span = span_at(self.spans, state.step)
             if span.index > state.stage:
                 self._begin_stage(span)
                 train_mode(self.student, frozen=self.training.batch_norm_frozen)
-            x = to_input(self.step.augmented(images, state.step), self.views.data)
+            x = to_input(self.step.augmented(given, state.step), self.views.data)
             self.step(x, labels, state, first_epoch=epoch == 0)
             state.step += 1
             now = time.monotonic()
@@ -374,6 +375,6 @@ class FineTuning:
 
     def _held_out_accuracy(self) -> float:
         self.student.eval()
-        batches = ((to_input(images, self.views.data), labels) for images, labels in self.held_out_loader)
+        batches = ((to_input(given, self.views.data), labels) for given, labels in self.held_out_loader)
         gather = self.accelerator.gather_for_metrics
         return measure_accuracy(self.student, batches, task=self.task, gather=gather).accuracy

@@ -10,6 +10,7 @@ from torch import Tensor
 from bnnconvert.tasks import CLASSIFICATION, Task
 from bnnconvert.train.batches import plain_loader, to_input
 from bnnconvert.values.data import Data, Samples
+from bnnconvert.values.inputs import Example, as_tuple
 
 
 @dataclass(frozen=True)
@@ -47,20 +48,21 @@ class Tally:
 
 @torch.no_grad()
 def measure_accuracy(
-    predict: Callable[[Any], Any],
-    batches: Iterable[tuple[Tensor, Tensor]],
+    predict: Callable[..., Any],
+    batches: Iterable[tuple[Example, Tensor]],
     *,
     task: Task = CLASSIFICATION,
     gather: Callable[[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]] | None = None,
     as_numpy: bool = False,
 ) -> Accuracy:
-    """Score of `predict`, a map from a model's input to its output, over batches of (input, targets).
+    """Score of `predict`, a map from a model's input or inputs to its output, over batches of (input, targets).
 
     `as_numpy` feeds arrays instead of tensors; `gather` joins what several processes have predicted.
     """
     meter, samples = None, 0
     for x, targets in batches:
-        output = task.output(predict(x.contiguous().cpu().numpy() if as_numpy else x)).float()
+        given = [each.contiguous().cpu().numpy() if as_numpy else each for each in as_tuple(x)]
+        output = task.output(predict(*given)).float()
         targets = targets.to(output.device)
         task.check(output, targets)
         if gather is not None:
@@ -73,7 +75,7 @@ def measure_accuracy(
 
 
 def evaluate_samples(
-    predict: Callable[[Any], Any],
+    predict: Callable[..., Any],
     samples: Samples,
     data: Data,
     *,
@@ -84,5 +86,5 @@ def evaluate_samples(
 ) -> Accuracy:
     """Score of `predict` on a part of `data`, prepared as for training but not augmented."""
     loader = plain_loader(samples, data, batch_size=batch_size, seed=0)
-    batches = ((to_input(images, data, device), labels) for images, labels in loader)
+    batches = ((to_input(given, data, device), labels) for given, labels in loader)
     return measure_accuracy(predict, batches, task=task, as_numpy=as_numpy)

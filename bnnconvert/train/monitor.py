@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from bnnconvert.binarizers.base import InputBinarizer
 from bnnconvert.train.latent import binary_layers
+from bnnconvert.values.inputs import Example, run_on
 from bnnconvert.values.report import DeadChannels
 
 
@@ -16,10 +17,10 @@ def flip_ratios(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str
 
 
 @torch.no_grad()
-def dead_channels(student: nn.Module, x: Tensor) -> dict[str, DeadChannels]:
+def dead_channels(student: nn.Module, x: Example) -> dict[str, DeadChannels]:
     """Input channels whose bits are the same for the whole batch, by the layer's path.
 
-    Shapes: x (N, C, ...), the student's input.
+    Shapes: x (N, C, ...), the student's input, or a tuple of its inputs.
     """
     found: dict[str, DeadChannels] = {}
 
@@ -37,7 +38,7 @@ def dead_channels(student: nn.Module, x: Tensor) -> dict[str, DeadChannels]:
     ]
     was_training = student.training
     try:
-        student.eval()(x)
+        run_on(student.eval(), x)
     finally:
         student.train(was_training)
         for handle in handles:

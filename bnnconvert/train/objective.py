@@ -13,6 +13,7 @@ from bnnconvert.train.features import Features
 from bnnconvert.train.losses import LOSSES, Loss, Outputs
 from bnnconvert.train.teacher import Teacher
 from bnnconvert.values import recipe
+from bnnconvert.values.inputs import Example, as_tuple
 from bnnconvert.values.tables import build_row
 
 
@@ -73,7 +74,7 @@ class Objective:
         """What the terms gather over the run; a checkpoint needs it."""
 
     def __call__(
-        self, forward: Callable[[Tensor], Any], x: Tensor, labels: Tensor, *, progress: float, check: bool
+        self, forward: Callable[..., Any], x: Example, labels: Tensor, *, progress: float, check: bool
     ) -> BatchLoss:
         """Loss of the batch; `forward` is the student as the engine wraps it; `check` looks at the labels first.
 
@@ -87,7 +88,7 @@ class Objective:
         for _, loss in active:
             loss.begin_pass()
         theirs, their_features = (None, {}) if self.teacher is None else self.teacher(x)
-        logits = self.task.output(forward(x))
+        logits = self.task.output(forward(*as_tuple(x)))
         if check:
             self.task.check(logits, labels)
         features = self.features.take()

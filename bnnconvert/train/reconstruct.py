@@ -26,6 +26,7 @@ from bnnconvert.train.latent import binary_layers
 from bnnconvert.train.loop import finetune
 from bnnconvert.train.losses.pairing import alike_activations
 from bnnconvert.values.data import Data, Images
+from bnnconvert.values.inputs import Example, alone, run_on
 from bnnconvert.values.progress import Progress
 from bnnconvert.values.recipe import Loss, Stage, Training
 
@@ -71,7 +72,8 @@ def reconstruct(
     steps = steps or STEPS
     seen = _without_labels(teacher, data, images, seed)
     prepare(student, _batches(seen), frozen=training.keeps_statistics)
-    fitted = _fit(student, teacher, to_input(seen.train.batch(torch.arange(min(FITTED, len(seen.train))))[0], seen))
+    few = seen.inputs(seen.train, torch.arange(min(FITTED, len(seen.train))))
+    fitted = _fit(student, teacher, alone(few, "Calibration"))
     per_epoch = max(1, math.floor(len(seen.train) * (1 - HELD_OUT)) // BATCH)
     report = finetune(
         student,
@@ -92,12 +94,14 @@ def reconstruct(
 def _without_labels(teacher: GraphModule, data: Data, images: int, seed: int) -> Data:
     """Some training images, labelled by what the teacher says of them."""
     chosen = sample_of(data.train, images, seed=seed)
-    pixels, _ = chosen.batch(torch.arange(len(chosen)))
-    said = [CLASSIFICATION.output(teacher.eval()(to_input(x, data))).argmax(1) for x in torch.split(pixels, BATCH)]
+    given, _ = chosen.batch(torch.arange(len(chosen)))
+    pixels = alone(given, "Calibration")
+    inputs = (to_input(x, data) for x in torch.split(pixels, BATCH))
+    said = [CLASSIFICATION.output(run_on(teacher.eval(), x)).argmax(1) for x in inputs]
     return replace(data, train=Images(pixels, torch.cat(said)), test=None)
 
 
-def _batches(data: Data) -> list[Tensor]:
+def _batches(data: Data) -> list[Example]:
     return [data.inputs(data.train, part) for part in torch.split(torch.arange(len(data.train)), BATCH)]
 
 

@@ -22,6 +22,7 @@ from bnnconvert.train.objective import BatchLoss, Objective
 from bnnconvert.train.optimizers import set_learning_rate
 from bnnconvert.train.schedule import Span, learning_rate
 from bnnconvert.train.setup import Setup
+from bnnconvert.values.inputs import Example
 
 
 class Stepper:
@@ -30,7 +31,7 @@ class Stepper:
     def __init__(
         self,
         objective: Objective,
-        forward: Callable[[Tensor], Any],
+        forward: Callable[..., Any],
         optimizer: Any,
         accelerator: Accelerator,
         setup: Setup,
@@ -46,13 +47,15 @@ class Stepper:
         self.spans, self.total, self.networks, self.evaluations = spans, total, networks, evaluations
         self.gradients = gradients
 
-    def augmented(self, images: Tensor, step: int) -> Tensor:
-        """The images of one step, cropped and flipped at random. Shapes: (N, C, H, W), the same comes back."""
+    def augmented(self, given: Example, step: int) -> Example:
+        """What is given to one step, images cropped and flipped at random. Shapes: those of `given`."""
+        if not isinstance(given, Tensor):
+            return given
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         draws = generator_for(self.setup.seed, "augment", step)
-        return augmented(images, self.setup.augmentation, draws, rank=rank, ranks=ranks)
+        return augmented(given, self.setup.augmentation, draws, rank=rank, ranks=ranks)
 
-    def __call__(self, x: Tensor, labels: Tensor, state: State, *, first_epoch: bool) -> None:
+    def __call__(self, x: Example, labels: Tensor, state: State, *, first_epoch: bool) -> None:
         """Train on one batch and count it.
 
         Raises: RefusalError where the loss is not finite.
@@ -75,7 +78,7 @@ class Stepper:
             self.optimizer.zero_grad()
         clip_latent(self.networks[0])
 
-    def _evaluate(self, x: Tensor, labels: Tensor, step: int, *, check: bool) -> tuple[BatchLoss, list[float]]:
+    def _evaluate(self, x: Example, labels: Tensor, step: int, *, check: bool) -> tuple[BatchLoss, list[float]]:
         """Loss of the batch; loss, hits and samples summed over all processes."""
         self._seed(step)
         with self.accelerator.autocast():

@@ -16,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from bnnconvert.tasks import CLASSIFICATION, Task
 from bnnconvert.train.features import Features
 from bnnconvert.train.layout import keep_gradient_layout, use_layout
+from bnnconvert.values.inputs import Example, as_tuple
 
 
 class Teacher:
@@ -39,14 +40,14 @@ class Teacher:
         use_layout(model, torch.channels_last)
         self.trains, self.task = trains, task
         self.model = model.to(device)
-        self.forward: Callable[[Tensor], Any] = self.model
+        self.forward: Callable[..., Any] = self.model
         """The model, or what an engine has wrapped it in."""
         self.features = Features(self.model, paths)
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, x: Example) -> tuple[Tensor, dict[str, Tensor]]:
         """Outputs, and the features at the chosen paths."""
         with torch.set_grad_enabled(self.trains):
-            logits = self.task.output(self.forward(x))
+            logits = self.task.output(self.forward(*as_tuple(x)))
         return logits, self.features.take()
 
 

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from bnnconvert.train.batches import plain_loader, sample_of, to_input
 from bnnconvert.values.data import Data, Samples, split_held_out
+from bnnconvert.values.inputs import Example, samples_in
 
 MONITOR_SAMPLES = 256
 
@@ -27,14 +27,14 @@ class Views:
         """Split the training set of `data`."""
         return cls(data, *split_held_out(data.train, share, seed), seed, device)
 
-    def clean_batches(self, count: int, size: int) -> Iterator[Tensor]:
+    def clean_batches(self, count: int, size: int) -> Iterator[Example]:
         """Up to `count` whole batches of inputs of the training part, not augmented."""
         chosen = sample_of(self.train, count * size, seed=self.seed)
         loader = plain_loader(chosen, self.data, batch_size=size, seed=self.seed)
         inputs = (to_input(images, self.data, self.device) for images, _ in loader)
-        return (x for x in inputs if len(x) == size)
+        return (x for x in inputs if samples_in(x) == size)
 
-    def monitor_input(self) -> Tensor:
+    def monitor_input(self) -> Example:
         """A fixed batch of held-out inputs."""
         chosen = sample_of(self.held_out, MONITOR_SAMPLES, seed=self.seed)
         images, _ = next(iter(plain_loader(chosen, self.data, batch_size=MONITOR_SAMPLES, seed=self.seed)))

@@ -1,11 +1,11 @@
-"""Labelled images as they travel: the data sets, how their pixels become the model's input, and what is held out.
+"""Labelled samples as they travel: the data sets, how they become the model's input, and what is held out.
 
 uint8 images    x = (pixel / 255 - mean) / std, per channel
-a factory's     x as the factory gives it
+a factory's     x as the factory gives it: a tensor of any shape, or a tuple of them for a model of several inputs
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bnnconvert.errors import RefusalError, UsageError
+from bnnconvert.values.inputs import Example, Inputs
 
-Sample = tuple[Tensor, int | Tensor]
+Sample = tuple[Example, int | Tensor]
 _LOOK_AT = 64
 
 
 class Samples(Dataset[Sample]):
-    """Image and label pairs of known number; `labels` where they are known without reading an image.
+    """Pairs of what a model takes and a label, of known number; `labels` where they are known without reading a pair.
 
     Tasks other than classification have tensors as labels.
     """
@@ -38,13 +39,17 @@ class Samples(Dataset[Sample]):
         """Several samples at once: what a `DataLoader` calls for a batch."""
         return [self[index] for index in indices]
 
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and labels at `indices`, stacked; the fast way where the images are in memory.
+    def batch(self, indices: Tensor) -> tuple[Example, Tensor]:
+        """What a model takes and labels at `indices`, stacked; the fast way where the images are in memory.
 
-        Shapes: (B,) -> (B, C, H, W), (B,).
+        Shapes: (B,) -> (B, ...), for images (B, C, H, W), and (B,).
         """
-        images, labels = zip(*self.__getitems__(indices.tolist()), strict=True)
-        return torch.stack(images), torch.stack([torch.as_tensor(label) for label in labels])
+        given, labels = zip(*self.__getitems__(indices.tolist()), strict=True)
+        if isinstance(given[0], Tensor):
+            stacked: Example = torch.stack(given)
+        else:
+            stacked = tuple(torch.stack(each) for each in zip(*given, strict=True))
+        return stacked, torch.stack([torch.as_tensor(label) for label in labels])
 
     def spread(self, count: int) -> Tensor:
         """At most `count` indices, evenly spread from the first sample to the last.
@@ -96,19 +101,19 @@ class Part(Samples):
     def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
         return self.whole.__getitems__(self.indices[torch.as_tensor(indices)].tolist())
 
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Tensor) -> tuple[Example, Tensor]:
         return self.whole.batch(self.indices[indices])
 
 
 @dataclass(frozen=True)
 class Data:
-    """A training set, perhaps a test set, and how their images become the model's input."""
+    """A training set, perhaps a test set, and how their samples become the model's input."""
 
     train: Samples
     test: Samples | None
     classes: tuple[str, ...] | None
-    sample_shape: tuple[int, ...]
-    """Shape of one image, (C, H, W)."""
+    specs: Inputs
+    """What a sample is: shape and type of its image, or of each of its tensors."""
     scale: Literal["uint8", "as-is"]
     """`uint8`: divided by 255, then normalised; `as-is`: what a factory gives goes to the model untouched."""
     mean: tuple[float, ...]
@@ -117,23 +122,30 @@ class Data:
     source: str
     """What the user typed."""
 
-    def inputs(self, samples: Samples, indices: Tensor) -> Tensor:
-        """Model input of some samples.
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one image, (C, H, W), or of a sample's first tensor."""
+        return self.specs[0].shape[1:]
 
-        Shapes: (B,) -> (B, C, H, W).
-        """
-        images, _ = samples.batch(indices)
-        return normalise(images, self.mean, self.std)
+    def inputs(self, samples: Samples, indices: Tensor) -> Example:
+        """Model input of some samples. Shapes: (B,) -> (B, ...), for images (B, C, H, W)."""
+        given, _ = samples.batch(indices)
+        return given_as(given, lambda x: normalise(x, self.mean, self.std))
+
+
+def given_as(example: Example | list[Tensor], change: Callable[[Tensor], Tensor]) -> Example:
+    """Each tensor of what a model takes, changed; loaders make lists of tuples."""
+    return change(example) if isinstance(example, Tensor) else tuple(map(change, example))
 
 
 def normalise(batch: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Model input from a batch of images; untouched, but for the type, where `mean` is empty.
+    """Model input from a batch of images; as it is, floats in float32, where `mean` is empty.
 
-    Shapes: (..., C, H, W) uint8 or float -> (..., C, H, W) float32.
+    Shapes: (..., C, H, W) uint8 or float -> (..., C, H, W) float32; any where `mean` is empty.
     Units: uint8 in 0 to 255, float in [0, 1]; mean and std in [0, 1].
     """
     if not mean:
-        return batch.to(torch.float32)
+        return batch.to(torch.float32) if batch.is_floating_point() else batch
     x = batch.to(torch.float32)
     if batch.dtype == torch.uint8:
         x = x / 255
@@ -180,16 +192,26 @@ def _apportion(sizes: list[int], wanted: int) -> list[int]:
     return counts
 
 
-def check_fits(data: Data, input_shape: Sequence[int], outputs: int | None) -> None:
-    """Check that the model takes these images and has an output for every label.
+def check_fits(data: Data, inputs: Inputs, outputs: int | None) -> None:
+    """Check that the model takes these samples and has an output for every label.
 
-    Shapes: input_shape (1, C, H, W); outputs is the number of the model's logits, None where it has no such number.
+    `outputs` is the number of the model's logits, None where it has no such number.
 
     Raises: RefusalError with both numbers.
     """
-    wanted, found = tuple(input_shape[1:]), data.sample_shape
-    if wanted != found:
-        raise RefusalError(f"{data.source}: {_what_differs(wanted, found)}")
+    if len(inputs) != len(data.specs):
+        raise RefusalError(
+            f"{data.source}: a sample has {len(data.specs)} tensor{'s' * (len(data.specs) != 1)}, but the model takes "
+            f"{len(inputs)}; give ((first, second, ...), label) from a data set factory (package.module:factory)."
+        )
+    for ours, theirs in zip(inputs, data.specs, strict=True):
+        if ours.shape[1:] != theirs.shape[1:]:
+            raise RefusalError(f"{data.source}: {_what_differs(ours.shape[1:], theirs.shape[1:])}")
+        if ours.dtype != theirs.dtype:
+            raise RefusalError(
+                f"{data.source}: gives {theirs.dtype} of shape {'x'.join(map(str, theirs.shape[1:]))}, but the model "
+                f"takes {ours.dtype}; convert the tensors in the data set."
+            )
     if outputs is None:
         return
     for name, samples in (("training", data.train), ("test", data.test)):

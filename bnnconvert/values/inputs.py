@@ -7,6 +7,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from bnnconvert.errors import UsageError
+
 Example = Tensor | tuple[Tensor, ...]
 """The input of a model, or its inputs in order; samples on the first axis."""
 
@@ -58,6 +60,26 @@ def described(inputs: Inputs) -> list[dict[str, Any]]:
 def as_tuple(example: Example) -> tuple[Tensor, ...]:
     """The inputs, one by one."""
     return example if isinstance(example, tuple) else (example,)
+
+
+def samples_in(example: Example) -> int:
+    """How many samples there are."""
+    return len(as_tuple(example)[0])
+
+
+def alone(example: Example, what: str) -> Tensor:
+    """The input of a model that has one.
+
+    Raises: UsageError where there are several, which `what` is not made for.
+    """
+    if isinstance(example, Tensor):
+        return example
+    raise UsageError(f"{what} is for models of one input, and this one takes {len(example)}.")
+
+
+def first_of(example: Example, count: int) -> Example:
+    """The first samples."""
+    return example[:count] if isinstance(example, Tensor) else tuple(x[:count] for x in example)
 
 
 def run_on(model: nn.Module, example: Example) -> Any:

@@ -49,7 +49,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     made = Files(tmp_path_factory.mktemp("bench"))
     x = torch.randn(2, 3, 8, 8)
     write(complete(trace(Block()), x), made.artifact)
-    np.save(made.input, x.numpy())
+    np.savez(made.inputs, x.numpy())
     net = Float().eval()
     torch.export.save(torch.export.export(net, (x,), strict=False), made.exported)
     np.save(made.reference, net(x).detach().numpy())
@@ -94,7 +94,7 @@ def test_steps_of_the_artifact_are_told(files: Files) -> None:
 
 def test_a_peer_whose_output_is_another_gives_no_time(files: Files, tmp_path: Path) -> None:
     other = Files(tmp_path)
-    for path in (files.input, files.artifact, files.exported):
+    for path in (files.inputs, files.artifact, files.exported):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     np.save(other.reference, np.load(files.reference) + 1)
     (failed,), _ = compete(other, ["torch"], threads=1, rounds=1)

@@ -13,6 +13,7 @@ from bnnconvert.errors import UsageError
 from bnnconvert.load.data import SOURCES, load_data
 from bnnconvert.load.statistics import channel_statistics
 from bnnconvert.values.data import Images
+from bnnconvert.values.inputs import InputSpec
 
 UserModule = Callable[[str, str], None]
 
@@ -161,9 +162,11 @@ def number(): return 3
 def stream(): return Stream(), None
 def empty(): return Pairs(image, count=0), None
 def broken(): return Broken(image), None
-def flat(): return Pairs(image.view(-1)), None
+def scalar(): return Pairs(image.sum()), None
 def array(): return Pairs(image.numpy()), None
-def integers(): return Pairs(image.long()), None
+def complexes(): return Pairs((image, image.to(torch.complex64))), None
+def tokens(): return Pairs(torch.tensor([4, 0, 6])), None
+def several(): return Pairs([image, torch.tensor([4, 0, 6]), bytes_]), Pairs((image, torch.tensor([9, 9, 9]), bytes_))
 def single(): return [image, image], None
 def onehot(): return Pairs(image, torch.tensor([0, 1])), None
 def fraction(): return Pairs(image, 0.5), None
@@ -185,7 +188,7 @@ def test_a_factory_of_float_images_is_left_as_it_is(user_module: UserModule) -> 
     assert torch.equal(data.train[0][0].flatten(), torch.linspace(-1, 1, 12))
     assert [data.train[0][1], data.test[0][1]] == [1, 0]
     assert type(data.test[0][1]) is int
-    with pytest.raises(UsageError, match="gives float images, which are not normalised again; leave out --mean"):
+    with pytest.raises(UsageError, match="is no uint8 image, which is not normalised again; leave out --mean"):
         load_data("data_floats:floats", mean=(0, 0, 0), std=(1, 1, 1))
 
 
@@ -205,6 +208,21 @@ def test_a_factory_that_knows_its_labels_gives_them(user_module: UserModule) -> 
     assert load_data("data_labels:floats").train.labels is None
 
 
+def test_a_factory_may_give_tokens_or_several_tensors(user_module: UserModule) -> None:
+    user_module("data_any", FACTORY)
+    tokens = load_data("data_any:tokens")
+    assert (tokens.scale, tokens.specs) == ("as-is", (InputSpec(shape=(1, 3), dtype="int64", below=7),))
+    assert torch.equal(tokens.inputs(tokens.train, torch.tensor([0, 2])), torch.tensor([[4, 0, 6]] * 2))
+    several = load_data("data_any:several")
+    assert [(s.shape, s.dtype) for s in several.specs] == [
+        ((1, 3, 2, 2), "float32"),
+        ((1, 3), "int64"),
+        ((1, 3, 2, 2), "uint8"),
+    ]
+    image, numbers, pixels = several.inputs(several.train, torch.tensor([0, 1, 2]))
+    assert (image.shape, numbers.tolist(), pixels.dtype) == ((3, 3, 2, 2), [[4, 0, 6]] * 3, torch.uint8)
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
@@ -213,14 +231,14 @@ def test_a_factory_that_knows_its_labels_gives_them(user_module: UserModule) -> 
         ("stream", r"the training set is a Stream; it must have a length and numbered items"),
         ("empty", r"the training set is empty"),
         ("broken", r"reading the first sample failed \(OSError: disk on fire\)"),
-        ("flat", r"an image has the shape \(12,\); it must be \(C, H, W\)"),
-        ("array", r"an image is a ndarray; it must be a float or uint8 tensor"),
-        ("integers", r"an image is a tensor of torch.int64; it must be"),
-        ("single", r"a sample is a Tensor; it must be a pair \(image, label\)"),
+        ("scalar", r"an input is one number; it must be a tensor with an axis or more"),
+        ("array", r"an input is a ndarray; it must be a tensor of floats or integers"),
+        ("complexes", r"an input is a tensor of torch.complex64; it must be"),
+        ("single", r"a sample is a Tensor; it must be a pair \(input, label\)"),
         ("onehot", r"a label is tensor\(\[0, 1\]\); it must be one whole number"),
         ("fraction", r"a label is 0.5; it must be one whole number"),
-        ("differ", r"training images are 3x2x2 of float32, but validation images are 3x1x2 of float32"),
-        ("kinds", r"training images are 3x2x2 of float32, but validation images are 3x2x2 of uint8"),
+        ("differ", r"training samples are 3x2x2 of float32, but validation samples are 3x1x2 of float32"),
+        ("kinds", r"training samples are 3x2x2 of float32, but validation samples are 3x2x2 of uint8"),
         ("missing", r"has no 'missing'"),
     ],
 )

@@ -14,6 +14,7 @@ from bnnconvert import Session, pipeline
 from bnnconvert.errors import RefusalError, UsageError
 from bnnconvert.tasks import CLASSIFICATION
 from bnnconvert.values.data import Data, Images
+from bnnconvert.values.inputs import specs_of
 
 
 @dataclass
@@ -67,7 +68,7 @@ def test_a_class_of_the_user_s_stays_in_the_student_and_is_a_dictionary_in_the_f
 def test_a_data_class_trains() -> None:
     x = torch.randint(0, 255, (200, 1, 2, 2), dtype=torch.uint8)
     images = Images(x, (x[:, 0, 0, 0] > 127).long())
-    data = Data(images, images, None, (1, 2, 2), "uint8", (0.5,), (0.25,), "made")
+    data = Data(images, images, None, specs_of((1, 1, 2, 2)), "uint8", (0.5,), (0.25,), "made")
     net = nn.Sequential(nn.Flatten(), Net(Result))
     student = bnnconvert.convert(net, "bwn", input_shape=(1, 1, 2, 2))
     report = bnnconvert.finetune(student, data, epochs=1, batch_size=20)

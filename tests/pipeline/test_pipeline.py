@@ -14,6 +14,7 @@ import bnnconvert
 from bnnconvert.errors import ArtifactError, RefusalError, UsageError
 from bnnconvert.pipeline import convert_model, inspect, open_run
 from bnnconvert.values.data import Data, Images
+from bnnconvert.values.inputs import specs_of
 from bnnconvert.values.report import GoldenReport, VerifyReport
 from tests.locks import another_process_in
 from tests.networks import Residual, plain, randomise
@@ -31,7 +32,7 @@ def data(labels: int = 5) -> Data:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (80, 3, 8, 8), generator=generator, dtype=torch.uint8)
     part = Images(images, torch.arange(80) % labels)
-    return Data(part, part, None, (3, 8, 8), "uint8", (0.5,) * 3, (0.25,) * 3, "toy")
+    return Data(part, part, None, specs_of((1, 3, 8, 8)), "uint8", (0.5,) * 3, (0.25,) * 3, "toy")
 
 
 def test_a_run_is_rebuilt_to_the_same_student(model_file: Path) -> None:

@@ -13,6 +13,7 @@ from bnnconvert.errors import RefusalError, UsageError
 from bnnconvert.pipeline import convert_model, inspect, open_run
 from bnnconvert.recipe import parse_recipe, recipe_text
 from bnnconvert.values.data import Data, Images
+from bnnconvert.values.inputs import specs_of
 from bnnconvert.values.report import VerifyReport
 from tests.networks import Residual, randomise
 
@@ -40,7 +41,7 @@ def data(*, test: bool = True) -> Data:
     images = torch.randint(0, 256, (80, 3, 8, 8), generator=generator, dtype=torch.uint8)
     part = Images(images[:40], torch.arange(40) % 5)
     unseen = Images(images[40:60], torch.arange(20) % 5) if test else None
-    return Data(part, unseen, None, (3, 8, 8), "uint8", (0.5,) * 3, (0.25,) * 3, "toy")
+    return Data(part, unseen, None, specs_of((1, 3, 8, 8)), "uint8", (0.5,) * 3, (0.25,) * 3, "toy")
 
 
 def test_the_plan_says_who_has_a_predictor_and_who_cannot(run: None) -> None:

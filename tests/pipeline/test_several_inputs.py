@@ -1,15 +1,17 @@
 """Models that take several inputs, some of them integers: converted, exported, verified, run."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 import bnnconvert
 from bnnconvert import Session, pipeline
-from bnnconvert.errors import UsageError
+from bnnconvert.errors import RefusalError, UsageError
 from bnnconvert.values.inputs import InputSpec
 from tests.networks import randomise
 
@@ -36,7 +38,7 @@ def matcher() -> nn.Module:
 
 IMAGE, NAME = InputSpec(shape=(1, 3, 8, 8)), InputSpec(shape=(1, 2), dtype="int64", below=7)
 EXAMPLE = (torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8), torch.tensor([[0, 6], [1, 3]]))
-SPEC = "tests.pipeline.test_several_inputs:matcher"
+SPEC, PAIRS = "tests.pipeline.test_several_inputs:matcher", "tests.pipeline.test_several_inputs:pairs"
 
 
 def test_an_example_says_what_the_inputs_are() -> None:
@@ -88,9 +90,66 @@ def test_inputs_of_different_numbers_of_samples_are_refused(run_and_file: tuple[
         Session(run_and_file[1]).run(first, second[:1], name)
 
 
-def test_bench_says_that_it_times_models_of_one_input(run_and_file: tuple[Path, Path]) -> None:
-    with pytest.raises(UsageError, match="several inputs"):
-        pipeline.bench(run_and_file[1])
+def test_bench_times_models_of_several_inputs(run_and_file: tuple[Path, Path]) -> None:
+    run, file = run_and_file
+    peers = ["torch", *(name for name in ("onnxruntime", "openvino") if find_spec(name) is not None)]
+    report = pipeline.bench(file, run, peers=peers, rounds=2)
+    assert [peer.name for peer in report.peers if peer.median is None] == []
+    assert len(report.peers) == 1 + len(peers)
+
+
+class Pairs(Dataset[tuple[tuple[Tensor, ...], int]]):
+    """Samples whose class is the first of two names."""
+
+    def __init__(self, count: int) -> None:
+        draws = torch.Generator().manual_seed(0)
+        self.images = torch.randn(count, 2, 3, 8, 8, generator=draws)
+        self.names = torch.randint(5, (count, 2), generator=draws)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[tuple[Tensor, ...], int]:
+        first, second = self.images[index]
+        return (first, second, self.names[index]), int(self.names[index, 0])
+
+
+def pairs() -> tuple[Pairs, Pairs]:
+    return Pairs(200), Pairs(60)
+
+
+def test_the_whole_loop_takes_samples_of_several_tensors(run_and_file: tuple[Path, Path]) -> None:
+    run, _ = run_and_file
+    report = pipeline.finetune(pipeline.open_run(run), PAIRS, epochs=6, lr=0.02)
+    assert report.held_out_accuracy > report.start_accuracy
+    file = pipeline.export(pipeline.open_run(run), "trained.packed.safetensors").path
+    student, packed = (pipeline.evaluate(what, PAIRS) for what in (run, file))
+    assert (student.samples, student.accuracy) == (60, packed.accuracy)
+    assert pipeline.verify(file, against=run, data=PAIRS).passed
+
+
+def test_data_says_what_the_inputs_are() -> None:
+    student = bnnconvert.convert(matcher(), "xnor", data=PAIRS)
+    assert [spec.shape for spec in student.inputs] == [(1, 3, 8, 8), (1, 3, 8, 8), (1, 2)]
+    assert student.inputs[2].below == 5
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ("digits", "a sample has 1 tensor, but the model takes 3; give"),
+        ("tests.pipeline.test_several_inputs:floats", "gives float32 of shape 2, but the model takes int64; convert"),
+    ],
+)
+def test_data_of_another_form_is_refused(run_and_file: tuple[Path, Path], data: str, says: str) -> None:
+    with pytest.raises(RefusalError, match=says):
+        pipeline.finetune(pipeline.open_run(run_and_file[0]), data, epochs=1)
+
+
+def floats() -> tuple[Pairs, None]:
+    made = Pairs(20)
+    made.names = made.names.float()
+    return made, None
 
 
 def test_shapes_of_several_inputs_cannot_be_guessed() -> None:

@@ -17,6 +17,7 @@ from bnnconvert.recipe import load_recipe, parse_recipe, recipe_names, recipe_te
 from bnnconvert.train import clip_latent
 from bnnconvert.train.scratch import start_anew
 from bnnconvert.values.data import Data, Images
+from bnnconvert.values.inputs import specs_of
 from bnnconvert.values.report import VerifyReport
 from tests.networks import Functional, Residual, perceptron, plain, randomise
 
@@ -30,7 +31,7 @@ def toy_data(shape: tuple[int, ...], classes: int) -> Data:
         Images(images, labels),
         Images(images, labels),
         None,
-        shape,
+        specs_of((1, *shape)),
         "uint8",
         (0.5,) * channels,
         (0.3,) * channels,

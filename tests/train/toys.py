@@ -21,6 +21,7 @@ from bnnconvert.layers.conv2d import BinaryConv2d
 from bnnconvert.layers.linear import BinaryLinear
 from bnnconvert.train.loop import finetune
 from bnnconvert.values.data import Data, Images
+from bnnconvert.values.inputs import specs_of
 from bnnconvert.values.progress import Silent
 from bnnconvert.values.recipe import Training
 from bnnconvert.values.report import TrainReport
@@ -125,7 +126,7 @@ def make_data(*, samples: int = 120, seed: int = 0, classes: int = CLASSES) -> D
         train=Images(images, labels),
         test=None,
         classes=None,
-        sample_shape=(3, 8, 8),
+        specs=specs_of((1, 3, 8, 8)),
         scale="uint8",
         mean=(0.3, 0.3, 0.3),
         std=(0.25, 0.25, 0.25),

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from bnnconvert.errors import RefusalError, UsageError
 from bnnconvert.values.data import Data, Images, Part, Sample, Samples, check_fits, normalise, split_held_out
+from bnnconvert.values.inputs import specs_of
 
 
 class Unlabelled(Samples):
@@ -32,7 +33,7 @@ def images(labels: Sequence[int], *, channels: int = 1, size: int = 2) -> Images
 
 
 def data(train: Samples, test: Samples | None = None) -> Data:
-    return Data(train, test, None, tuple(train[0][0].shape), "uint8", (0.5,), (0.5,), "digits")
+    return Data(train, test, None, specs_of((1, *train[0][0].shape)), "uint8", (0.5,), (0.5,), "digits")
 
 
 @given(
@@ -148,8 +149,8 @@ def test_without_a_mean_values_stay_and_only_the_type_changes(dtype: torch.dtype
 
 
 def test_data_that_fit_pass() -> None:
-    check_fits(data(images([0, 1]), images([1, 0])), (1, 1, 2, 2), 2)
-    check_fits(data(images([0, 1])), (1, 1, 2, 2), None)
+    check_fits(data(images([0, 1]), images([1, 0])), specs_of((1, 1, 2, 2)), 2)
+    check_fits(data(images([0, 1])), specs_of((1, 1, 2, 2)), None)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,7 @@ def test_data_that_fit_pass() -> None:
 )
 def test_images_of_another_shape_are_refused_with_both_numbers(input_shape: tuple[int, ...], says: str) -> None:
     with pytest.raises(RefusalError, match=f"digits: {says}"):
-        check_fits(data(images([0, 1])), input_shape, 2)
+        check_fits(data(images([0, 1])), specs_of(input_shape), 2)
 
 
 @pytest.mark.parametrize(
@@ -182,12 +183,12 @@ def test_labels_outside_the_outputs_are_refused(
         return images(labels) if known else Unlabelled(labels)
 
     with pytest.raises(RefusalError, match=says):
-        check_fits(data(build(train), None if test is None else build(test)), (1, 1, 2, 2), 10)
+        check_fits(data(build(train), None if test is None else build(test)), specs_of((1, 1, 2, 2)), 10)
 
 
 def test_unknown_labels_are_checked_on_a_few_samples_only() -> None:
     whole = Unlabelled([0] * 1000)
-    check_fits(Data(whole, None, None, (1, 2, 2), "as-is", (), (), "x"), (1, 1, 2, 2), 10)
+    check_fits(Data(whole, None, None, specs_of((1, 1, 2, 2)), "as-is", (), (), "x"), specs_of((1, 1, 2, 2)), 10)
     assert 0 < len(whole.read) < 100
 
 

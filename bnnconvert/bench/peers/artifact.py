@@ -15,7 +15,7 @@ class Artifact(Peer):
 
     def open(self, files: Files, threads: int) -> Predict:
         session = self.session = Session(files.artifact, threads=threads)
-        return lambda x: np.asarray(flattened(session.run(x))[0])
+        return lambda *inputs: np.asarray(flattened(session.run(*inputs))[0])
 
-    def layers(self, x: Array) -> list[LayerTime]:
-        return [LayerTime(s.layer, f"{s.kernel} {s.tile}".strip(), s.seconds) for s in self.session.measure(x)]
+    def layers(self, *inputs: Array) -> list[LayerTime]:
+        return [LayerTime(s.layer, f"{s.kernel} {s.tile}".strip(), s.seconds) for s in self.session.measure(*inputs)]

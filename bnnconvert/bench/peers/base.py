@@ -4,13 +4,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float32]
-Predict = Callable[[Array], Array]
+Array = npt.NDArray[Any]
+Predict = Callable[..., Array]
+"""A map from the inputs to the first output."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,9 @@ class Peer(ABC):
 
     @abstractmethod
     def open(self, files: "Files", threads: int) -> Predict:
-        """Load the model; the result maps an input batch to the first output."""
+        """Load the model; the result maps the inputs, a batch of each, to the first output."""
 
-    def layers(self, x: Array) -> list[LayerTime]:
+    def layers(self, *inputs: Array) -> list[LayerTime]:
         """Run once with a clock around each layer; nothing where that cannot be seen."""
         return []
 
@@ -57,9 +58,14 @@ class Files:
         return self.folder / "original.pt2"
 
     @property
-    def input(self) -> Path:
-        """The input batch."""
-        return self.folder / "input.npy"
+    def inputs(self) -> Path:
+        """A batch of each input."""
+        return self.folder / "inputs.npz"
+
+    def read_inputs(self) -> list[Array]:
+        """The inputs in their order."""
+        with np.load(self.inputs) as stored:
+            return [stored[name] for name in stored.files]
 
     @property
     def reference(self) -> Path:

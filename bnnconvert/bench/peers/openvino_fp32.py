@@ -14,7 +14,7 @@ def predictor(path: Path, threads: int, precision: str) -> Predict:
     core = openvino.Core()
     settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": precision}
     request = core.compile_model(core.read_model(path), "CPU", settings).create_infer_request()
-    return lambda x: np.array(request.infer([x], share_inputs=True, share_outputs=True)[0])
+    return lambda *inputs: np.array(request.infer([*inputs], share_inputs=True, share_outputs=True)[0])
 
 
 class OpenVinoFp32(Peer):

@@ -14,8 +14,8 @@ class TorchCompiled(Peer):
     def open(self, files: Files, threads: int) -> Predict:
         module = torch.compile(original(files, threads), options={"freezing": True})
 
-        def predict(x: Array) -> Array:
+        def predict(*inputs: Array) -> Array:
             with torch.no_grad():
-                return first_output(module(torch.from_numpy(x)))
+                return first_output(module(*map(torch.from_numpy, inputs)))
 
         return predict

@@ -31,17 +31,17 @@ class TorchEager(Peer):
     def open(self, files: Files, threads: int) -> Predict:
         module = self.module = original(files, threads)
 
-        def predict(x: Array) -> Array:
+        def predict(*inputs: Array) -> Array:
             with torch.inference_mode():
-                return first_output(module(torch.from_numpy(x)))
+                return first_output(module(*map(torch.from_numpy, inputs)))
 
         return predict
 
-    def layers(self, x: Array) -> list[LayerTime]:
+    def layers(self, *inputs: Array) -> list[LayerTime]:
         assert isinstance(self.module, GraphModule)
         clock = _Clock(self.module)
         with torch.inference_mode():
-            clock.run(torch.from_numpy(x))
+            clock.run(*map(torch.from_numpy, inputs))
         return clock.times
 
 
