@@ -88,10 +88,11 @@ def _bound(node: Node) -> dict[str, Any]:
 
 
 def _path(graph: GraphModule, node: Node, given: dict[str, Any]) -> str:
-    """The module whose parameters these are, if it has no others; else a new place below the calling module."""
+    """The module whose parameters these are, if they are all it is for; else a new place below the calling module."""
     weight = given["weight"]
     owner = str(weight.target).rpartition(".")[0] if weight.op == "get_attr" else ""
-    if owner and str(weight.target) == f"{owner}.weight":
+    is_called = any(n.op == "call_module" and n.target == owner for n in graph.graph.nodes)
+    if owner and str(weight.target) == f"{owner}.weight" and not is_called:
         holder = graph.get_submodule(owner)
         held = {*holder._parameters, *holder._buffers, *holder._modules}
         bias = given["bias"]

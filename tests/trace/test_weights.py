@@ -136,3 +136,24 @@ def test_padding_by_name_becomes_numbers(padding: str) -> None:
     torch.testing.assert_close(graph(x), net(x))
     assert graph.get_submodule("1").padding == ((1, 4) if padding == "same" else (0, 0))
     assert [f.obstacle for f in layer_facts(graph)] == [None] * 3
+
+
+def test_a_weight_that_its_own_layer_uses_otherwise_makes_a_layer_of_its_own() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.one, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.one(self.stem(x))
+            return self.head(F.conv2d(F.conv_transpose2d(y, self.one.weight, padding=1), self.one.weight, stride=2))
+
+    net, x = Tied().eval(), torch.randn(2, 3, 8, 8)
+    graph = trace(net, (x,))
+    torch.testing.assert_close(graph(x), net(x))
+    assert graph.meta["rung"] == "symbolic"
+    assert [(f.kind, f.obstacle) for f in layer_facts(graph)][1:4] == [
+        ("conv2d", None),
+        ("conv_transpose2d", None),
+        ("conv2d", None),
+    ]

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from bnnconvert.train.augment import augmented, choose, crop_padding
 from bnnconvert.train.batches import generator_for
+from bnnconvert.values.inputs import specs_of
 from tests.train.toys import make_data
 
 
@@ -72,9 +73,9 @@ def test_padding_grows_with_the_image(size: int, padding: int) -> None:
 
 
 def test_auto_flips_colour_images_only_and_leaves_small_images_and_a_factorys_data_alone() -> None:
-    colour = dataclasses.replace(make_data(), sample_shape=(3, 32, 32))
+    colour = dataclasses.replace(make_data(), specs=specs_of((1, 3, 32, 32)))
     assert choose("auto", colour) == "crop-flip"
-    assert choose("auto", dataclasses.replace(colour, sample_shape=(1, 28, 28))) == "crop"
+    assert choose("auto", dataclasses.replace(colour, specs=specs_of((1, 1, 28, 28)))) == "crop"
     assert choose("auto", make_data()) == "none"
     assert choose("crop", make_data()) == "crop"
     assert choose("auto", dataclasses.replace(colour, scale="as-is")) == "none"

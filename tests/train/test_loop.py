@@ -16,6 +16,7 @@ from bnnconvert.train.calibrate import prepare
 from bnnconvert.train.setup import doubts
 from bnnconvert.train.views import Views
 from bnnconvert.values.data import Data, Images
+from bnnconvert.values.inputs import specs_of
 from bnnconvert.values.progress import Silent
 from bnnconvert.values.report import EpochRecord, TrainReport
 from tests.train.toys import (
@@ -61,7 +62,7 @@ def test_a_student_learns_digits_better_than_it_starts() -> None:
     data = dataclasses.replace(
         make_data(),
         train=Images(images, torch.from_numpy(digits.target[:600])),
-        sample_shape=(1, 8, 8),
+        specs=specs_of((1, 1, 8, 8)),
         mean=(0.3,),
         std=(0.35,),
     )
