@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bnnconvert.errors import UsageError, first_line
+from bnnconvert.values.inputs import run_example
 
 _GREY = (28, 32, 8, 64, 16, 224, 48, 96, 128, 256)
 _SMALL = (32, 28, 64, 224, 96, 48, 128, 256, 16, 8, 160, 192, 299)
@@ -82,17 +83,8 @@ def give_shapes(module: nn.Module, probe: tuple[Tensor, ...]) -> None:
 
     Raises: UsageError where it does not take such an input.
     """
-    if not is_lazy(module):
-        return
-    try:
-        with torch.no_grad():
-            module.eval()(*probe)
-    except Exception as error:  # a user's forward may reject a wrong shape in any way
-        shapes = ", ".join(str(tuple(x.shape)) for x in probe)
-        raise UsageError(
-            f"{type(module).__name__} does not accept an input of shape {shapes} ({first_line(error)}); give the right "
-            "one with --input-shape."
-        ) from error
+    if is_lazy(module):
+        run_example(module.eval(), probe)
 
 
 def _candidates(module: nn.Module, first: nn.Conv2d | nn.Linear) -> Iterator[tuple[int, ...]]:

@@ -15,11 +15,10 @@ from bnnconvert.load.task import load_task
 from bnnconvert.pipeline.convert import convert_again
 from bnnconvert.pipeline.student import Student, classes_of, data_record, probe_input
 from bnnconvert.tasks import Task
-from bnnconvert.trace.tracer import run_example
 from bnnconvert.train import finetune as train_student
 from bnnconvert.train.ensemble import finetune_ensemble
 from bnnconvert.values.data import Data, check_fits
-from bnnconvert.values.inputs import Inputs
+from bnnconvert.values.inputs import Inputs, run_example
 from bnnconvert.values.progress import Progress
 from bnnconvert.values.report import TrainReport
 from bnnconvert.values.run import MEMBERS, RunDirectory, hold

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Proxy, Tracer
 
-from bnnconvert.errors import BnnError, UsageError, VerificationError, first_line
+from bnnconvert.errors import BnnError, UsageError, VerificationError
 from bnnconvert.shapes import propagate_shapes
 from bnnconvert.trace.attention import expand_attention
 from bnnconvert.trace.blame import blame
@@ -28,6 +28,7 @@ from bnnconvert.trace.canonical import canonicalise
 from bnnconvert.trace.compare import require_same
 from bnnconvert.trace.inside import put_graphs_inside
 from bnnconvert.trace.recurrent import expand_recurrent
+from bnnconvert.values.inputs import run_example
 from bnnconvert.values.steering import Steering
 
 WHOLE = "model"
@@ -84,25 +85,6 @@ def follow(module: nn.Module, inputs: tuple[Tensor, ...], expected: object, stee
     graph.meta["notes"] = (f"Traced along the example input, as symbolic tracing {why}.",)
     graph.meta["rung"] = "around" if graph.meta["opaque"] else "along"
     return _finished(graph, inputs, expected, steering)
-
-
-def run_example(
-    module: nn.Module, example_inputs: tuple[Tensor, ...], concrete: dict[str, Any] | None = None
-) -> object:
-    """Output of `module` on the example input.
-
-    Raises: UsageError if the module rejects it.
-    """
-    try:
-        with torch.no_grad():
-            return module(*example_inputs, **(concrete or {}))
-    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
-        shapes = ", ".join(str(tuple(x.shape)) for x in example_inputs)
-        reason = first_line(error)
-        raise UsageError(
-            f"{type(module).__name__} does not accept an input of shape {shapes} ({reason}); "
-            "give the right one with --input-shape, once for each input."
-        ) from error
 
 
 def _check_steering(module: nn.Module, steering: Steering) -> None:

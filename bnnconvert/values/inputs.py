@@ -1,13 +1,13 @@
 """What a model takes: shape, element type and range of each of its inputs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from bnnconvert.errors import UsageError
+from bnnconvert.errors import UsageError, first_line
 
 Example = Tensor | tuple[Tensor, ...]
 """The input of a model, or its inputs in order; samples on the first axis."""
@@ -85,6 +85,22 @@ def first_of(example: Example, count: int) -> Example:
 def run_on(model: nn.Module, example: Example) -> Any:
     """Output of a model for its input or inputs."""
     return model(*as_tuple(example))
+
+
+def run_example(module: nn.Module, example: tuple[Tensor, ...], concrete: Mapping[str, Any] | None = None) -> Any:
+    """Output of `module` on the example input, and on what is given besides by name.
+
+    Raises: UsageError if the module rejects it.
+    """
+    try:
+        with torch.no_grad():
+            return module(*example, **(concrete or {}))
+    except Exception as error:  # a user's forward may reject a wrong shape in any way
+        shapes = ", ".join(str(tuple(x.shape)) for x in example)
+        raise UsageError(
+            f"{type(module).__name__} does not accept an input of shape {shapes} ({first_line(error)}); "
+            "give the right one with --input-shape, once for each input."
+        ) from error
 
 
 def dtype_of(tensor: Tensor) -> InputType:
