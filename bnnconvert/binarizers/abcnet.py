@@ -131,7 +131,8 @@ def _least_squares(bases: Tensor, target: Tensor) -> Tensor:
     Shapes: bases (R, M, n) of ±1, target (R, n), scales (R, M).
     """
     count = bases.shape[-1]
-    gram = bases @ bases.mT / count
-    moments = (bases @ target[..., None])[..., 0] / count
-    inverse: Tensor = torch.linalg.pinv(gram, rtol=1e-5, hermitian=True)
-    return (inverse @ moments[..., None])[..., 0]
+    with torch.autocast(bases.device.type, enabled=False):  # half a precision has no inverse
+        gram = bases @ bases.mT / count
+        moments = (bases @ target[..., None])[..., 0] / count
+        inverse: Tensor = torch.linalg.pinv(gram, rtol=1e-5, hermitian=True)
+        return (inverse @ moments[..., None])[..., 0]

@@ -13,7 +13,8 @@ from bnnconvert.values.program import Constant, Node, Output, Value
 
 ROUNDING = 2.0**-18
 """64 units in the last place (half-ulp roundings of float32) of the layer's largest value."""
-TOLERANCE = 1e-3
+TOLERANCE, SMALL = 1e-3, 0.1
+"""Difference of outputs in units of the largest one, which counts as no less than `SMALL`."""
 
 
 def at_boundary(x: Array, thresholds: Array) -> Bits:
@@ -35,7 +36,7 @@ def differing(actual: list[Array], expected: list[Array]) -> tuple[Bits, float]:
     differs, largest = np.zeros(len(expected[0]) if expected else 0, np.bool_), 0.0
     for a, e in zip(actual, expected, strict=True):
         difference = np.abs(a.astype(np.float64) - e.astype(np.float64)).reshape(len(a), -1).max(1, initial=0.0)
-        differs |= ~(difference <= TOLERANCE * max(1.0, float(np.abs(e).max(initial=0.0))))
+        differs |= ~(difference <= TOLERANCE * max(SMALL, float(np.abs(e).max(initial=0.0))))
         largest = max(largest, float(difference.max(initial=0.0)))
     return differs, largest
 

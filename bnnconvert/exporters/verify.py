@@ -4,7 +4,7 @@ Binary operators are exact, so the two can part only where a float value lands o
 threshold. Per sample, the earliest layer whose input bits differ must therefore differ only in bits whose float value
 lies within rounding of a threshold: |x - t| <= ROUNDING * max|x|, the maximum taken over the layer's input. After that
 layer the sample is on another path, and its later bits and outputs may differ by any amount.
-A sample whose bits all agree must agree in its outputs within TOLERANCE * max(1, max|output|).
+A sample whose bits all agree must agree in its outputs within TOLERANCE * max(SMALL, max|output|).
 
 The layers are seen in the portable executor. Where the session runs on the native engine, that engine's outputs must
 agree with the portable ones in the same sense (`boundary.EngineCheck`).
