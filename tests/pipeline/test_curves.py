@@ -1,5 +1,7 @@
 """The curves of a recipe's estimators: one set per estimator, several moments where a schedule moves it."""
 
+from pathlib import Path
+
 import pytest
 
 from bnnconvert.errors import UsageError
@@ -54,8 +56,10 @@ def test_different_estimators_have_rows_of_their_own_and_fixed_ones_one_moment()
     assert found["approx-sign: inputs (sign)"].moments[0].surrogate[-1] == pytest.approx(1, abs=1e-4)
 
 
-def test_a_spike_is_resolved() -> None:
-    (tanh,) = curves_of("self-binarizing").values()
+def test_a_spike_is_resolved(tmp_path: Path) -> None:
+    steep = tmp_path / "steep.toml"
+    steep.write_text(recipe_text("self-binarizing").replace("end = 10.0", "end = 1000.0"), "utf-8")
+    (tanh,) = curves_of(str(steep)).values()
     assert max(tanh.moments[-1].gradient) == pytest.approx(1000)
     assert [moment.surrogate[-1] for moment in tanh.moments[1:]] == pytest.approx([1] * 4, abs=1e-3)
 
