@@ -67,9 +67,11 @@ def guess_input_shape(module: nn.Module) -> tuple[int, ...]:
     if enlarging is not None:
         return enlarging
     why = f" (the last one failed with: {first_line(failure)})" if failure is not None else ""
+    table = next((m for m in module.modules() if isinstance(m, nn.Embedding)), None)
+    example = "1,3,32,32" if table is None else f"1,16:int64:{table.num_embeddings} for 16 tokens"
     raise UsageError(
         f"No common image size fits {type(module).__name__}{why}; give the shape with --input-shape, for example "
-        "1,3,32,32."
+        f"{example}."
     )
 
 

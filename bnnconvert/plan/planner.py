@@ -34,9 +34,8 @@ def _decide(rules: list[Rule], facts: LayerFacts) -> LayerPlan:
         why = "no rule of the recipe matches it" if facts.kind != TABLE else facts.obstacle or _LOOKED_UP
         return LayerPlan(facts=facts, decision="float", reason=why, rule=None)
     if rule.keep is not None:
-        return LayerPlan(
-            facts=facts, decision="float", reason=rule.keep, rule=index, int8=rule.int8, predict=rule.predict
-        )
+        why = rule.keep if facts.kind != TABLE or _names(rule) else facts.obstacle or _LOOKED_UP
+        return LayerPlan(facts=facts, decision="float", reason=why, rule=index, int8=rule.int8, predict=rule.predict)
     if facts.obstacle is not None:
         return LayerPlan(facts=facts, decision="float", reason=facts.obstacle, rule=index)
     assert rule.weights is not None
@@ -59,8 +58,12 @@ def _decide(rules: list[Rule], facts: LayerFacts) -> LayerPlan:
 
 def _applies(rule: Rule, facts: LayerFacts) -> bool:
     """Whether a rule decides a layer. A table multiplies nothing: it becomes binary by a rule that names it alone."""
-    is_named = rule.match.kind is not None or rule.match.path is not None
-    return matches(rule.match, facts) and (rule.keep is not None or facts.kind != TABLE or is_named)
+    return matches(rule.match, facts) and (rule.keep is not None or facts.kind != TABLE or _names(rule))
+
+
+def _names(rule: Rule) -> bool:
+    """Whether a rule names kinds or paths."""
+    return rule.match.kind is not None or rule.match.path is not None
 
 
 def _require_rules_used(recipe: Recipe, layers: tuple[LayerFacts, ...], decided: tuple[LayerPlan, ...]) -> None:

@@ -46,12 +46,18 @@ def test_tables_stay_float_unless_a_rule_names_them() -> None:
     places = plan.layer("places")
     assert places is not None
     assert places.facts.macs == 0
-    assert "first layer" in places.reason
-    recipe = load_recipe("bwn")
-    without = recipe.model_copy(update={"layers": [r for r in recipe.layers if r.match.position != "first"]})
-    words = bnnconvert.convert(Words().eval(), without, example_inputs=(NUMBERS,)).plan.layer("words")
-    assert words is not None
-    assert words.reason == 'table that is looked up; a rule with `kind = ["embedding"]`, or its path, makes it 1 bit'
+    assert places.reason == 'table that is looked up; a rule with `kind = ["embedding"]`, or its path, makes it 1 bit'
+    kept = with_tables("bwn", Rule(match=Match(path=["places"]), keep="few rows"))
+    named = bnnconvert.convert(Words().eval(), kept, example_inputs=(NUMBERS,)).plan.layer("places")
+    assert named is not None
+    assert named.reason == "few rows"
+
+
+def test_a_model_of_tokens_without_a_shape_is_told_how_to_give_one() -> None:
+    with pytest.raises(
+        UsageError, match=r"give the shape with --input-shape, for example 1,16:int64:7 for 16 tokens\.$"
+    ):
+        bnnconvert.convert(Words().eval(), "bwn")
 
 
 @pytest.mark.parametrize("name", ["bwn", "xnor", "dorefa", "abcnet"])
