@@ -1,6 +1,6 @@
 """`bnnconvert inspect`: what a model, a run or an artifact consists of."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -22,10 +22,10 @@ def inspect(
     from bnnconvert import pipeline
     from bnnconvert.cli import render
 
-    given: dict[str, Any] = {"model": model, "trust_pickle": trust_pickle, "input_shape": shape, "steering": steering}
+    look = pipeline.look_at(target, model=model, trust_pickle=trust_pickle, input_shape=shape, steering=steering)
     if html is not None:
-        render.page(pipeline.page_of_target(target, **given), html)
-    found = pipeline.inspect(target, **given)
+        render.page(pipeline.page_of_target(look), html)
+    found = pipeline.inspect(look)
     if as_json:
         render.as_json(list(found.layers))
         return

@@ -8,6 +8,7 @@ from bnnconvert.pipeline.evaluate import evaluate
 from bnnconvert.pipeline.export import export
 from bnnconvert.pipeline.finetune import finetune
 from bnnconvert.pipeline.inspect import inspect
+from bnnconvert.pipeline.look import look_at
 from bnnconvert.pipeline.page import page_of_student, page_of_target
 from bnnconvert.pipeline.recipe_check import check_recipe, unpackable
 from bnnconvert.pipeline.sensitivity import sensitivity
@@ -26,6 +27,7 @@ __all__ = [
     "export",
     "finetune",
     "inspect",
+    "look_at",
     "open_run",
     "page_of_student",
     "page_of_target",

@@ -1,34 +1,26 @@
 """What a model, a run or an artifact consists of, as plain data."""
 
 from dataclasses import asdict
+from typing import Any
 
 from bnnconvert.exporters.draft import module_bytes
-from bnnconvert.pipeline.convert import inputs_of
-from bnnconvert.pipeline.student import Student, probe_input
-from bnnconvert.pipeline.targets import open_target
+from bnnconvert.pipeline.look import Look, looked
+from bnnconvert.pipeline.student import Student
 from bnnconvert.runtime import Session
 from bnnconvert.trace.dataflow import layer_facts
-from bnnconvert.trace.tracer import trace
-from bnnconvert.values.inputs import Shapes, described
+from bnnconvert.values.inputs import described
 from bnnconvert.values.report import Inspection
-from bnnconvert.values.steering import Steering
 
 
-def inspect(
-    target: str,
-    *,
-    model: str | None = None,
-    trust_pickle: bool = False,
-    input_shape: Shapes | None = None,
-    steering: Steering | None = None,
-) -> Inspection:
-    """What a model, a run or an artifact consists of.
+def inspect(target: str | Look, **given: Any) -> Inspection:
+    """What a model, a run or an artifact consists of; options are those of `look_at`.
 
     Raises: UsageError, RefusalError, ArtifactError.
     """
-    opened = open_target(target, model=model, trust_pickle=trust_pickle)
+    look = looked(target, given)
+    opened = look.found
     if isinstance(opened, Session):
-        return _inspect_artifact(target, opened)
+        return _inspect_artifact(look.target, opened)
     if isinstance(opened, Student):
         plan = opened.plan.to_json()
         assert opened.run is not None
@@ -44,16 +36,15 @@ def inspect(
             "metrics": record.metrics,
         }
         return Inspection("run", str(opened.run.path), tuple(plan["layers"]), summary)
-    inputs, notes = inputs_of(opened, input_shape, None)
-    graph = trace(opened, probe_input(inputs), steering)
-    facts, notes = layer_facts(graph), (*notes, *graph.meta.get("notes", ()))
+    facts = layer_facts(opened.graph)
     layers = tuple(
         {"name": f.path} | asdict(f) | {"macs": f.macs, "float_bytes": f.float_bytes, "packed_bytes": f.packed_bytes()}
         for f in facts
     )
-    totals = {"parameters": sum(p.numel() for p in opened.parameters()), "macs": sum(f.macs for f in facts)}
-    summary = {"inputs": described(inputs), "notes": list(notes), "totals": totals | {"bytes": module_bytes(opened)}}
-    return Inspection("model", target, layers, summary)
+    totals = {"parameters": sum(p.numel() for p in opened.module.parameters()), "macs": sum(f.macs for f in facts)}
+    totals["bytes"] = module_bytes(opened.module)
+    summary = {"inputs": described(opened.inputs), "notes": list(opened.notes), "totals": totals}
+    return Inspection("model", look.target, layers, summary)
 
 
 def _inspect_artifact(target: str, session: Session) -> Inspection:

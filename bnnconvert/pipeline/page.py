@@ -11,46 +11,33 @@ from bnnconvert.errors import UsageError
 from bnnconvert.exporters.draft import module_bytes
 from bnnconvert.graph import inner_graphs, module_of, shape_of
 from bnnconvert.load.task import load_task
-from bnnconvert.pipeline.convert import TRACED, inputs_of, traced
+from bnnconvert.pipeline.convert import TRACED
+from bnnconvert.pipeline.look import Look, looked
 from bnnconvert.pipeline.student import Student, probe_input
-from bnnconvert.pipeline.targets import open_target
 from bnnconvert.report.units import as_bytes, as_count, as_inputs
 from bnnconvert.runtime import Session
 from bnnconvert.shapes import propagate_shapes
 from bnnconvert.trace.dataflow import layer_facts
-from bnnconvert.values.inputs import Shapes, described
+from bnnconvert.values.inputs import described
 from bnnconvert.values.page import Drawing, Page, Step
-from bnnconvert.values.steering import Steering
 
 
-def page_of_target(
-    target: str,
-    *,
-    model: str | None = None,
-    trust_pickle: bool = False,
-    input_shape: Shapes | None = None,
-    steering: Steering | None = None,
-) -> Page:
-    """Page about a model or a run.
+def page_of_target(target: str | Look, **given: Any) -> Page:
+    """Page about a model or a run; options are those of `look_at`.
 
     Raises: UsageError for an artifact, whose graph is no longer the user's.
     """
-    opened = open_target(target, model=model, trust_pickle=trust_pickle)
+    look = looked(target, given)
+    opened = look.found
     if isinstance(opened, Session):
-        raise UsageError(f"{target}: --html shows models and runs; give the run that this file was exported from.")
+        raise UsageError(f"{look.target}: --html shows models and runs; give the run that this file was exported from.")
     if isinstance(opened, Student):
         return page_of_student(opened)
-    inputs, notes = inputs_of(opened, input_shape, None)
-    graph = traced(opened, probe_input(inputs), steering)
-    found = layer_facts(graph)
+    found = layer_facts(opened.graph)
     layers = tuple({"name": f.path} | asdict(f) | {"macs": f.macs, "float_bytes": f.float_bytes} for f in found)
-    totals = {"macs": sum(f["macs"] for f in layers), "model_bytes": module_bytes(opened)}
-    facts = (
-        *notes,
-        *graph.meta.get("notes", ()),
-        f"Input {as_inputs(described(inputs))}; {as_bytes(totals['model_bytes'])}.",
-    )
-    return Page(target, facts, tuple(_drawings(graph, {})), (), layers, totals)
+    totals = {"macs": sum(f["macs"] for f in layers), "model_bytes": module_bytes(opened.module)}
+    facts = (*opened.notes, f"Input {as_inputs(described(opened.inputs))}; {as_bytes(totals['model_bytes'])}.")
+    return Page(look.target, facts, tuple(_drawings(opened.graph, {})), (), layers, totals)
 
 
 def page_of_student(student: Student) -> Page:
