@@ -24,7 +24,7 @@ from bnnconvert.pipeline.student import Student, calibration_batches, evaluation
 from bnnconvert.tasks import Task
 from bnnconvert.train import evaluate_samples
 from bnnconvert.values.data import Data
-from bnnconvert.values.inputs import Example, as_tuple
+from bnnconvert.values.inputs import Example, as_tuple, specs_of_example
 from bnnconvert.values.plan import Plan
 from bnnconvert.values.report import EdgesReport, ExportReport, PredictedLayerReport, PredictionReport
 from bnnconvert.values.tables import look_up
@@ -90,7 +90,11 @@ def _inputs_of_part(model: GraphModule, part: str, probe: tuple[Tensor, ...]) ->
     parts = inputs_inside(model, probe)
     if not parts:
         raise UsageError(f"--part {part}: the whole model is one graph; leave out --part.")
-    return look_up(parts, part, where="export", what="part")
+    given = look_up(parts, part, where="export", what="part")
+    if len(given[0]):
+        return given
+    draws = torch.Generator().manual_seed(0)  # a detector has found nothing in the probe, say
+    return tuple(spec.sample(1, draws) for spec in specs_of_example(given))
 
 
 def _int8_layers(student: Student, edges: str) -> list[str]:

@@ -109,6 +109,6 @@ def dtype_of(tensor: Tensor) -> InputType:
 
 
 def _spec_of(tensor: Tensor) -> InputSpec:
-    has_range = not (tensor.is_floating_point() or tensor.dtype == torch.bool)
+    has_range = not (tensor.is_floating_point() or tensor.dtype == torch.bool) and tensor.numel() > 0
     below = int(tensor.max()) + 1 if has_range else None
     return InputSpec(shape=(1, *tensor.shape[1:]), dtype=dtype_of(tensor), below=below)

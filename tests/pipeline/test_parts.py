@@ -62,6 +62,29 @@ def test_a_part_in_the_place_of_the_float_one_gives_what_the_student_gives(tmp_p
             torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
+class Regions(nn.Module):
+    """A head on the regions that code has found, of which there are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Conv2d(3, 16, 3, padding=1)
+        self.head = nn.Sequential(nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 2, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.backbone(x)
+        chosen = [one for one in features if one.mean().item() > 1e9]
+        return self.head(torch.stack(chosen) if chosen else features[:0])
+
+
+def test_a_part_that_nothing_reaches_is_proved_on_random_samples(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    student = bnnconvert.convert(randomise(Regions()), "xnor", input_shape=(1, 3, 12, 12))
+    bnnconvert.export(student, tmp_path / "head.packed.safetensors", part="model.head")
+    session, x = bnnconvert.Session(tmp_path / "head.packed.safetensors"), torch.randn(3, 16, 12, 12)
+    expected = student.model.eval().get_submodule("model.head")(x).detach()
+    torch.testing.assert_close(torch.from_numpy(session.run(x.numpy())), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_wrong_parts_are_named(tmp_path: Path) -> None:
     student = bnnconvert.convert(finder(), "xnor", input_shape=(1, 3, 8, 8))
     with pytest.raises(UsageError, match=r"unknown part 'backbone'.*model\.backbone"):
