@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bnnconvert.errors import RefusalError
-from bnnconvert.values.inputs import Example, as_tuple
+from bnnconvert.values.inputs import Example, as_tuple, run_on
 
 _REMEDY = "lower the learning rate or set training.gradient_clip, then go on from the last good checkpoint"
 
@@ -62,7 +62,7 @@ def first_not_finite(model: nn.Module, x: Example) -> str | None:
     leaves = _leaves(model)
     handles = [module.register_forward_hook(hook(path)) for path, module in leaves]
     try:
-        model(x)
+        run_on(model, x)
     finally:
         for handle in handles:
             handle.remove()

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 import bnnconvert
 from bnnconvert import Session, pipeline
 from bnnconvert.errors import RefusalError, UsageError
+from bnnconvert.train.diagnose import first_not_finite
 from bnnconvert.values.inputs import InputSpec
 from tests.networks import randomise
 
@@ -126,6 +127,13 @@ def test_the_whole_loop_takes_samples_of_several_tensors(run_and_file: tuple[Pat
     student, packed = (pipeline.evaluate(what, PAIRS) for what in (run, file))
     assert (student.samples, student.accuracy) == (60, packed.accuracy)
     assert pipeline.verify(file, against=run, data=PAIRS).passed
+
+
+def test_the_layer_to_blame_is_found_where_there_are_several_inputs() -> None:
+    student = bnnconvert.convert(matcher(), "xnor", example_inputs=EXAMPLE).model
+    with torch.no_grad():
+        student.get_submodule("body").weight[0] = torch.nan
+    assert first_not_finite(student, EXAMPLE) == "'weight' of layer 'body' is not finite"
 
 
 def test_data_says_what_the_inputs_are() -> None:
