@@ -39,10 +39,23 @@ class BinaryLayer(nn.Module):
     input_bits: int | None = None
     held: Tensor | None
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        weight: nn.Parameter,
+        bias: nn.Parameter | None,
+        *,
+        weight_binarizer: WeightBinarizer,
+        input_binarizer: InputBinarizer | None,
+        gain: Gain | None = None,
+    ) -> None:
         super().__init__()
         # Only a run whose stages freeze weights has it, so it is no part of a student's state dict.
         self.register_buffer("held", None, persistent=False)
+        self.weight = weight
+        self.bias = bias
+        self.weight_binarizer = weight_binarizer
+        self.input_binarizer = input_binarizer
+        self.gain = gain
 
     @property
     def pads_ones(self) -> bool:

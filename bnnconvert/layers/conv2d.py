@@ -32,14 +32,9 @@ class BinaryConv2d(BinaryLayer):
         pad_bit: Literal["zero", "one"] = "zero",
         gain: Gain | None = None,
     ) -> None:
-        super().__init__()
-        self.weight = weight
-        self.bias = bias
+        super().__init__(weight, bias, weight_binarizer=weight_binarizer, input_binarizer=input_binarizer, gain=gain)
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.pad_bit = pad_bit
-        self.weight_binarizer = weight_binarizer
-        self.input_binarizer = input_binarizer
-        self.gain = gain
 
     @classmethod
     def from_float(

@@ -2,7 +2,6 @@
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,13 +19,8 @@ class BinaryEmbedding(BinaryLayer):
     kind: ClassVar[str] = "embedding"
 
     def __init__(self, weight: nn.Parameter, *, padding_row: int | None, weight_binarizer: WeightBinarizer) -> None:
-        super().__init__()
-        self.weight = weight
-        self.bias = None
+        super().__init__(weight, None, weight_binarizer=weight_binarizer, input_binarizer=None)
         self.padding_row = padding_row
-        self.weight_binarizer = weight_binarizer
-        self.input_binarizer = None
-        self.gain = None
 
     @classmethod
     def from_float(cls, table: nn.Embedding, *, weight_binarizer: WeightBinarizer) -> "BinaryEmbedding":
@@ -47,9 +41,10 @@ class BinaryEmbedding(BinaryLayer):
         return y[:, 0].mT.reshape(*x.shape, -1)
 
     def _exact(self, x: Tensor) -> Tensor:
-        rows = [F.embedding(x, plane.pm1) for plane in self.weight_planes()]
-        scales = self.planes_scale()[:, x].unsqueeze(-1)
-        return torch.stack([row * scale for row, scale in zip(rows, scales, strict=True)]).sum(0)
+        tables = zip(self.weight_planes(), self.planes_scale(), strict=True)
+        first, *more = (self.linear_map(x, plane.pm1 * scale[:, None]) for plane, scale in tables)
+        y: Tensor = sum(more, start=first)
+        return y
 
     def _per_channel(self, values: Tensor, like: Tensor) -> Tensor:
         return values

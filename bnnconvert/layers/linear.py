@@ -18,22 +18,6 @@ class BinaryLinear(BinaryLayer):
 
     kind: ClassVar[str] = "linear"
 
-    def __init__(
-        self,
-        weight: nn.Parameter,
-        bias: nn.Parameter | None,
-        *,
-        weight_binarizer: WeightBinarizer,
-        input_binarizer: InputBinarizer | None,
-        gain: Gain | None = None,
-    ) -> None:
-        super().__init__()
-        self.weight = weight
-        self.bias = bias
-        self.weight_binarizer = weight_binarizer
-        self.input_binarizer = input_binarizer
-        self.gain = gain
-
     @classmethod
     def from_float(
         cls,

@@ -15,6 +15,10 @@ from bnnconvert.tasks import CLASSIFICATION, Task
 from bnnconvert.values.data import Sample, Samples
 from bnnconvert.values.inputs import Inputs, as_tuple, specs_of, specs_of_example
 
+_WHOLE = (torch.uint8, torch.int32, torch.int64, torch.bool)
+_LOOK_AT = 64
+"""Samples whose largest integer says how large integers are."""
+
 
 class FactorySamples(Samples):
     """A data set of the user's, its samples checked to be what a model takes and a label."""
@@ -33,7 +37,7 @@ class FactorySamples(Samples):
         if not isinstance(sample, tuple | list) or len(sample) < 2:
             raise UsageError(f"{self.where}: a sample is a {type(sample).__name__}; it must be a pair (input, label).")
         given = tuple(sample[0]) if isinstance(sample[0], list) else sample[0]
-        for tensor in given if isinstance(given, tuple) else (given,):
+        for tensor in as_tuple(given):
             self._check(tensor)
         return given, self._label(sample[1])
 
@@ -58,11 +62,6 @@ class FactorySamples(Samples):
             return index(label.item() if isinstance(label, Tensor) else label)  # type: ignore[arg-type]  # checked here
         except (TypeError, RuntimeError) as error:
             raise UsageError(f"{self.where}: a label is {label!r:.40}; it must be one whole number.") from error
-
-
-_WHOLE = (torch.uint8, torch.int32, torch.int64, torch.bool)
-_LOOK_AT = 64
-"""Samples whose largest integer says how large integers are."""
 
 
 def recognises(spec: str) -> bool:
@@ -134,9 +133,7 @@ def _kind(tensors: tuple[Tensor, ...]) -> str:
 
 def _specs(samples: FactorySamples, first: tuple[Tensor, ...], *, is_image: bool) -> Inputs:
     """What the samples are; an image of bytes becomes one of floats."""
-    if is_image:
-        return specs_of((1, *first[0].shape))
-    if all(tensor.is_floating_point() for tensor in first):
+    if is_image or all(tensor.is_floating_point() for tensor in first):
         return specs_of([(1, *tensor.shape) for tensor in first])
     some, _ = samples.batch(samples.spread(_LOOK_AT))
     return specs_of_example(some)

@@ -239,7 +239,7 @@ def _measure(
     except RefusalError as error:
         refusal = str(error)
     else:
-        compared = verify(packed, against=student, data=data, samples=min(VERIFIED, len(data.test)))
+        compared = verify(packed, against=student, data=data, samples=VERIFIED)
         assert isinstance(compared, VerifyReport)
         figures = figures.model_copy(
             update={

@@ -16,7 +16,7 @@ from bnnconvert.pipeline.student import Student, evaluation_data
 from bnnconvert.runtime import Session
 from bnnconvert.tasks import Task
 from bnnconvert.values.data import Data
-from bnnconvert.values.inputs import Example, as_tuple
+from bnnconvert.values.inputs import Example, samples_in
 from bnnconvert.values.program import Program
 from bnnconvert.values.report import GoldenReport, VerifyReport
 
@@ -91,6 +91,6 @@ def _watched(batches: Iterable[Example], total: int, progress: Callable[[int, in
     done = 0
     for x in batches:
         yield x
-        done += len(as_tuple(x)[0])
+        done += samples_in(x)
         if progress is not None:
             progress(done, total)

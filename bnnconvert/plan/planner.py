@@ -30,11 +30,13 @@ def make_plan(recipe: Recipe, layers: tuple[LayerFacts, ...], *, inputs: Inputs,
 
 def _decide(rules: list[Rule], facts: LayerFacts) -> LayerPlan:
     index, rule = next(((i, r) for i, r in enumerate(rules) if _applies(r, facts)), (None, None))
+    is_unnamed_table = facts.kind == TABLE and not (rule is not None and _names(rule))
+    looked_up = facts.obstacle or _LOOKED_UP if is_unnamed_table else None
     if rule is None:
-        why = "no rule of the recipe matches it" if facts.kind != TABLE else facts.obstacle or _LOOKED_UP
+        why = looked_up or "no rule of the recipe matches it"
         return LayerPlan(facts=facts, decision="float", reason=why, rule=None)
     if rule.keep is not None:
-        why = rule.keep if facts.kind != TABLE or _names(rule) else facts.obstacle or _LOOKED_UP
+        why = looked_up or rule.keep
         return LayerPlan(facts=facts, decision="float", reason=why, rule=index, int8=rule.int8, predict=rule.predict)
     if facts.obstacle is not None:
         return LayerPlan(facts=facts, decision="float", reason=facts.obstacle, rule=index)

@@ -100,8 +100,10 @@ def kind_of(graph: GraphModule, node: Node) -> Kind | Literal["volume", "phases"
     module, shape = module_of(graph, node), shape_of(node.all_input_nodes[0]) if node.all_input_nodes else None
     if isinstance(module, nn.Conv1d):
         return "sequence"
-    if isinstance(module, nn.Conv3d | Transposed):
-        return "volume" if isinstance(module, nn.Conv3d) else "phases"
+    if isinstance(module, nn.Conv3d):
+        return "volume"
+    if isinstance(module, Transposed):
+        return "phases"
     return TOKENS.get(len(shape)) if isinstance(module, nn.Linear) and shape is not None else None
 
 
@@ -156,10 +158,10 @@ def _wrap_transposed(graph: GraphModule, node: Node, module: Transposed) -> None
     inputs, outputs = weight.shape[:2]
     split = (size for pair in zip(kernel, module.stride, strict=True) for size in pair)
     places, offsets = range(2, 2 + 2 * axes, 2), range(3, 3 + 2 * axes, 2)
-    taps = weight.reshape(inputs, outputs, *split).flip(*places).permute(1, *offsets, 0, *places)
+    filters = weight.reshape(inputs, outputs, *split).flip(*places).permute(1, *offsets, 0, *places)
     settings: Any = {"padding": tuple(taps - 1 for taps in kernel), "bias": module.bias is not None, "device": "meta"}
     made: Any = _PHASES[type(module)](inputs, outputs * phases, kernel, **settings)
-    made.weight = nn.Parameter(taps.reshape(made.weight.shape).contiguous())
+    made.weight = nn.Parameter(filters.reshape(made.weight.shape).contiguous())
     if module.bias is not None:
         made.bias = nn.Parameter(module.bias.detach().repeat_interleave(phases))
     set_module(graph, path, made.train(module.training))

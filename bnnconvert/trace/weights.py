@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
-from bnnconvert.graph import free_path, set_module, stored
+from bnnconvert.graph import calls_of, free_path, set_module, stored
 
 _CONVOLUTIONS: dict[Any, type[nn.Module]] = {F.conv1d: nn.Conv1d, F.conv2d: nn.Conv2d, F.conv3d: nn.Conv3d}
 _TRANSPOSED: dict[Any, type[nn.Module]] = {
@@ -67,7 +67,7 @@ def _layer_of_call(graph: GraphModule, node: Node) -> str | None:
         first, second, *kernel = weight.shape
         groups, is_transposed = given["groups"], node.target in _TRANSPOSED
         ends = (first, second * groups) if is_transposed else (second * groups, first)
-        rest = {name: given[name] for name in (_TRANSPOSED_REST if is_transposed else _REST)}
+        rest = {name: given[name] for name in _rest(node)}
         kind = (_CONVOLUTIONS | _TRANSPOSED)[node.target]
         made = kind(*ends, tuple(kernel), **rest, bias=False, device="meta")
     made.weight, made.bias = _parameter(weight), None if bias is None else _parameter(bias)
@@ -80,9 +80,12 @@ def _layer_of_call(graph: GraphModule, node: Node) -> str | None:
     return None if is_stored else path
 
 
+def _rest(node: Node) -> dict[str, int]:
+    return _TRANSPOSED_REST if node.target in _TRANSPOSED else _REST
+
+
 def _bound(node: Node) -> dict[str, Any]:
-    rest = _TRANSPOSED_REST if node.target in _TRANSPOSED else _REST
-    plain = {"bias": None, **rest}
+    plain = {"bias": None, **_rest(node)}
     given = plain | dict(zip(("input", "weight", *plain), node.args, strict=False)) | dict(node.kwargs)
     return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
@@ -91,8 +94,7 @@ def _path(graph: GraphModule, node: Node, given: dict[str, Any]) -> str:
     """The module whose parameters these are, if they are all it is for; else a new place below the calling module."""
     weight = given["weight"]
     owner = str(weight.target).rpartition(".")[0] if weight.op == "get_attr" else ""
-    is_called = any(n.op == "call_module" and n.target == owner for n in graph.graph.nodes)
-    if owner and str(weight.target) == f"{owner}.weight" and not is_called:
+    if owner and str(weight.target) == f"{owner}.weight" and not calls_of(graph, owner):
         holder = graph.get_submodule(owner)
         held = {*holder._parameters, *holder._buffers, *holder._modules}
         bias = given["bias"]

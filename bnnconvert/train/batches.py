@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bnnconvert.errors import UsageError
-from bnnconvert.values.data import Data, Part, Sample, Samples, given_as, normalise
-from bnnconvert.values.inputs import Example
+from bnnconvert.values.data import Data, Part, Sample, Samples, normalise
+from bnnconvert.values.inputs import Example, given_as
 
 
 def derive_seed(*parts: int | str) -> int:

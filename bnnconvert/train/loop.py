@@ -46,7 +46,7 @@ from bnnconvert.train.setup import Setup, comparable_settings, doubts, override,
 from bnnconvert.train.step import Stepper
 from bnnconvert.train.views import Views
 from bnnconvert.values.data import Data
-from bnnconvert.values.inputs import first_of
+from bnnconvert.values.inputs import given_as
 from bnnconvert.values.progress import Progress, Silent
 from bnnconvert.values.recipe import Training
 from bnnconvert.values.report import EpochRecord, TrainReport
@@ -165,7 +165,7 @@ class FineTuning:
             self.networks.append(self.objective.trained)
             add_network(optimizer, self.objective.trained, self.training.optimizer)
         if processes > 1:
-            few = first_of(next(self.views.clean_batches(1, batch)), 2)
+            few = given_as(next(self.views.clean_batches(1, batch)), lambda x: x[:2])
             distributed.find_unused_parameters = any(
                 has_unused_parameters(n, self.spans, few, task) for n in self.networks
             )

@@ -5,7 +5,7 @@ a factory's     x as the factory gives it: a tensor of any shape, or a tuple of 
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bnnconvert.errors import RefusalError, UsageError
-from bnnconvert.values.inputs import Example, Inputs
+from bnnconvert.values.inputs import Example, Inputs, given_as
 
 Sample = tuple[Example, int | Tensor]
 _LOOK_AT = 64
@@ -131,11 +131,6 @@ class Data:
         """Model input of some samples. Shapes: (B,) -> (B, ...), for images (B, C, H, W)."""
         given, _ = samples.batch(indices)
         return given_as(given, lambda x: normalise(x, self.mean, self.std))
-
-
-def given_as(example: Example | list[Tensor], change: Callable[[Tensor], Tensor]) -> Example:
-    """Each tensor of what a model takes, changed; loaders make lists of tuples."""
-    return change(example) if isinstance(example, Tensor) else tuple(map(change, example))
 
 
 def normalise(batch: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

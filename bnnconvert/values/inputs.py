@@ -1,6 +1,6 @@
 """What a model takes: shape, element type and range of each of its inputs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, cast
 
 import torch
@@ -77,9 +77,9 @@ def alone(example: Example, what: str) -> Tensor:
     raise UsageError(f"{what} is for models of one input, and this one takes {len(example)}.")
 
 
-def first_of(example: Example, count: int) -> Example:
-    """The first samples."""
-    return example[:count] if isinstance(example, Tensor) else tuple(x[:count] for x in example)
+def given_as(example: Example | list[Tensor], change: Callable[[Tensor], Tensor]) -> Example:
+    """Each tensor of what a model takes, changed; loaders make lists of tuples."""
+    return change(example) if isinstance(example, Tensor) else tuple(map(change, example))
 
 
 def run_on(model: nn.Module, example: Example) -> Any:

@@ -297,14 +297,19 @@ PROGRAMS: dict[str, tuple[Callable[[Json], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_programs(good, name):
-    damage, word = PROGRAMS[name]
-    header, data = split(good)
+def reject_program(content: bytes, damage: Callable[[Json], object], word: str) -> None:
+    """The file is rejected, and told why, once its program is damaged."""
+    header, data = split(content)
     program = json.loads(header["__metadata__"]["program"])
     damage(program)
     header["__metadata__"]["program"] = json.dumps(program)
     reject(join(header, data), word)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs(good, name):
+    damage, word = PROGRAMS[name]
+    reject_program(good, damage, word)
 
 
 MASKED, PRODUCT = "bnnconvert.masked_conv2d", "bnnconvert.masked_linear"
@@ -334,11 +339,7 @@ def test_masked_products(name):
     x = torch.randn(2, 3, 8, 8)
     content = to_bytes(complete(with_predictors(student, calibrate(student, {"0": 0.1, "3": 0.1}, [x])), x))
     damage, word = PREDICTED[name]
-    header, data = split(content)
-    program = json.loads(header["__metadata__"]["program"])
-    damage(program)
-    header["__metadata__"]["program"] = json.dumps(program)
-    reject(join(header, data), word)
+    reject_program(content, damage, word)
 
 
 LOOK_UP = "bnnconvert.signed_embedding"
@@ -360,11 +361,7 @@ def test_tables(name):
     table = BinaryEmbedding.from_float(nn.Embedding(7, 12), weight_binarizer=weights)
     content = to_bytes(complete(trace(nn.Sequential(table, nn.Linear(12, 3))), torch.tensor([[1, 2], [3, 0]])))
     damage, word = TABLES[name]
-    header, data = split(content)
-    program = json.loads(header["__metadata__"]["program"])
-    damage(program)
-    header["__metadata__"]["program"] = json.dumps(program)
-    reject(join(header, data), word)
+    reject_program(content, damage, word)
 
 
 def change(content: bytes, name: str, edit: Callable[[np.ndarray], object]) -> bytes:

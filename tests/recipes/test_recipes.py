@@ -75,9 +75,8 @@ def test_recipe_goes_the_whole_way(name: str, network: str, tmp_path: Path) -> N
     before = {k: v.clone() for k, v in student.model.state_dict().items()}
     stages = len(student.recipe.training.stages)
     precision = "bf16" if network == "plain" else "no"
-    report = bnnconvert.finetune(
-        student, data, epochs=stages, batch_size=28, mixed_precision=precision
-    )  # two steps each
+    # two steps each
+    report = bnnconvert.finetune(student, data, epochs=stages, batch_size=28, mixed_precision=precision)
     assert report.steps == 2 * stages * report.members
     moved = [k for k, v in student.model.state_dict().items() if not torch.equal(v, before[k])]
     assert any(k.endswith("weight") for k in moved)
