@@ -1,23 +1,17 @@
 """What a model, a run or an artifact consists of, as plain data."""
 
 from dataclasses import asdict
-from typing import Any
 
 from bnnconvert.exporters.draft import module_bytes
-from bnnconvert.pipeline.look import Look, looked
+from bnnconvert.pipeline.look import Look
 from bnnconvert.pipeline.student import Student
 from bnnconvert.runtime import Session
-from bnnconvert.trace.dataflow import layer_facts
 from bnnconvert.values.inputs import described
 from bnnconvert.values.report import Inspection
 
 
-def inspect(target: str | Look, **given: Any) -> Inspection:
-    """What a model, a run or an artifact consists of; options are those of `look_at`.
-
-    Raises: UsageError, RefusalError, ArtifactError.
-    """
-    look = looked(target, given)
+def inspect(look: Look) -> Inspection:
+    """What a model, a run or an artifact consists of."""
     opened = look.found
     if isinstance(opened, Session):
         return _inspect_artifact(look.target, opened)
@@ -36,12 +30,14 @@ def inspect(target: str | Look, **given: Any) -> Inspection:
             "metrics": record.metrics,
         }
         return Inspection("run", str(opened.run.path), tuple(plan["layers"]), summary)
-    facts = layer_facts(opened.graph)
     layers = tuple(
         {"name": f.path} | asdict(f) | {"macs": f.macs, "float_bytes": f.float_bytes, "packed_bytes": f.packed_bytes()}
-        for f in facts
+        for f in opened.facts
     )
-    totals = {"parameters": sum(p.numel() for p in opened.module.parameters()), "macs": sum(f.macs for f in facts)}
+    totals = {
+        "parameters": sum(p.numel() for p in opened.module.parameters()),
+        "macs": sum(f.macs for f in opened.facts),
+    }
     totals["bytes"] = module_bytes(opened.module)
     summary = {"inputs": described(opened.inputs), "notes": list(opened.notes), "totals": totals}
     return Inspection("model", look.target, layers, summary)

@@ -1,7 +1,6 @@
 """What `inspect` looks at: opened, and a model traced, once for the table and the page."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 from torch.fx import GraphModule
@@ -10,7 +9,9 @@ from bnnconvert.pipeline.convert import inputs_of, traced
 from bnnconvert.pipeline.student import Student, probe_input
 from bnnconvert.pipeline.targets import open_target
 from bnnconvert.runtime import Session
+from bnnconvert.trace.dataflow import layer_facts
 from bnnconvert.values.inputs import Inputs, Shapes
+from bnnconvert.values.plan import LayerFacts
 from bnnconvert.values.steering import Steering
 
 
@@ -20,6 +21,7 @@ class TracedModel:
 
     module: nn.Module
     graph: GraphModule
+    facts: tuple[LayerFacts, ...]
     inputs: Inputs
     notes: tuple[str, ...]
 
@@ -49,9 +51,4 @@ def look_at(
         return Look(target, opened)
     inputs, notes = inputs_of(opened, input_shape, None)
     graph = traced(opened, probe_input(inputs), steering)
-    return Look(target, TracedModel(opened, graph, inputs, (*notes, *graph.meta.get("notes", ()))))
-
-
-def looked(target: str | Look, given: dict[str, Any]) -> Look:
-    """A look that was taken already, or one with what is given."""
-    return target if isinstance(target, Look) else look_at(target, **given)
+    return Look(target, TracedModel(opened, graph, layer_facts(graph), inputs, (*notes, *graph.meta.get("notes", ()))))

@@ -12,29 +12,26 @@ from bnnconvert.exporters.draft import module_bytes
 from bnnconvert.graph import inner_graphs, module_of, shape_of
 from bnnconvert.load.task import load_task
 from bnnconvert.pipeline.convert import TRACED
-from bnnconvert.pipeline.look import Look, looked
+from bnnconvert.pipeline.look import Look
 from bnnconvert.pipeline.student import Student, probe_input
 from bnnconvert.report.units import as_bytes, as_count, as_inputs
 from bnnconvert.runtime import Session
 from bnnconvert.shapes import propagate_shapes
-from bnnconvert.trace.dataflow import layer_facts
 from bnnconvert.values.inputs import described
 from bnnconvert.values.page import Drawing, Page, Step
 
 
-def page_of_target(target: str | Look, **given: Any) -> Page:
-    """Page about a model or a run; options are those of `look_at`.
+def page_of_target(look: Look) -> Page:
+    """Page about a model or a run.
 
     Raises: UsageError for an artifact, whose graph is no longer the user's.
     """
-    look = looked(target, given)
     opened = look.found
     if isinstance(opened, Session):
         raise UsageError(f"{look.target}: --html shows models and runs; give the run that this file was exported from.")
     if isinstance(opened, Student):
         return page_of_student(opened)
-    found = layer_facts(opened.graph)
-    layers = tuple({"name": f.path} | asdict(f) | {"macs": f.macs, "float_bytes": f.float_bytes} for f in found)
+    layers = tuple({"name": f.path} | asdict(f) | {"macs": f.macs, "float_bytes": f.float_bytes} for f in opened.facts)
     totals = {"macs": sum(f["macs"] for f in layers), "model_bytes": module_bytes(opened.module)}
     facts = (*opened.notes, f"Input {as_inputs(described(opened.inputs))}; {as_bytes(totals['model_bytes'])}.")
     return Page(look.target, facts, tuple(_drawings(opened.graph, {})), (), layers, totals)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import bnnconvert
 from bnnconvert.errors import ArtifactError, RefusalError, UsageError
-from bnnconvert.pipeline import convert_model, inspect, open_run
+from bnnconvert.pipeline import convert_model, inspect, look_at, open_run
 from bnnconvert.values.data import Data, Images
 from bnnconvert.values.inputs import specs_of
 from bnnconvert.values.report import GoldenReport, VerifyReport
@@ -197,7 +197,7 @@ def test_inspect_knows_models_runs_and_artifacts(model_file: Path) -> None:
     convert_model("model.pt", "xnor", input_shape=(1, 3, 8, 8))
     bnnconvert.export(open_run())
     for target, kind in (("model.pt", "model"), ("model.bnn", "run"), ("model.packed.safetensors", "artifact")):
-        found = inspect(target)
+        found = inspect(look_at(target))
         assert found.kind == kind
         assert found.layers
         assert all("name" in layer for layer in found.layers)
@@ -207,7 +207,7 @@ def test_inspect_knows_models_runs_and_artifacts(model_file: Path) -> None:
 def test_an_artifact_is_known_by_its_content(model_file: Path) -> None:
     convert_model("model.pt", "xnor", input_shape=(1, 3, 8, 8))
     bnnconvert.export(open_run(), "other.safetensors")
-    assert inspect("other.safetensors").kind == "artifact"
+    assert inspect(look_at("other.safetensors")).kind == "artifact"
     with pytest.raises(UsageError, match="--data"):
         bnnconvert.evaluate("other.safetensors")
 

@@ -10,7 +10,7 @@ import torch
 
 import bnnconvert
 from bnnconvert.errors import RefusalError, UsageError
-from bnnconvert.pipeline import convert_model, inspect, open_run
+from bnnconvert.pipeline import convert_model, inspect, look_at, open_run
 from bnnconvert.recipe import parse_recipe, recipe_text
 from bnnconvert.values.data import Data, Images
 from bnnconvert.values.inputs import specs_of
@@ -51,7 +51,7 @@ def test_the_plan_says_who_has_a_predictor_and_who_cannot(run: None) -> None:
         layer = plan.layer(path)
         assert layer is not None
         assert layer.reason == "sensitive; no predictor, as its output does not go into a ReLU and nowhere else"
-    shown = {layer["name"]: layer["predict"] for layer in inspect("model.bnn").layers}
+    shown = {layer["name"]: layer["predict"] for layer in inspect(look_at("model.bnn")).layers}
     assert {name for name, share in shown.items() if share is not None} == {"layer1.conv1"}
 
 

@@ -69,7 +69,11 @@ def test_a_packed_file_takes_what_the_model_takes(run_and_file: tuple[Path, Path
     report = pipeline.verify(file, against=run, samples=20)
     assert report.samples == 20
     assert report.passed
-    assert [spec["dtype"] for spec in pipeline.inspect(str(file)).summary["inputs"]] == ["float32", "float32", "int64"]
+    assert [spec["dtype"] for spec in pipeline.inspect(pipeline.look_at(str(file))).summary["inputs"]] == [
+        "float32",
+        "float32",
+        "int64",
+    ]
 
 
 @pytest.mark.parametrize(

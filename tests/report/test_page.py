@@ -65,7 +65,7 @@ def texts(browser: Any, selector: str) -> list[str]:
 @needs_browser
 def test_a_run_can_be_read_sorted_filtered_and_picked_in_a_browser(run: Path, browser: Any, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    write_page(pipeline.page_of_target(str(run)), page)
+    write_page(pipeline.page_of_target(pipeline.look_at(str(run))), page)
     assert "http" not in page.read_text("utf-8").replace("http://www.w3.org/2000/svg", "")  # nothing from elsewhere
     browser.get(page.as_uri())
     assert [e for e in browser.get_log("browser") if e["level"] == "SEVERE"] == []
@@ -128,10 +128,10 @@ def test_a_page_is_one_file_whose_data_cannot_leave_its_element(tmp_path: Path) 
 
 
 def test_a_model_has_its_graph_before_alone_and_a_packed_file_none(tmp_path: Path) -> None:
-    page = pipeline.page_of_target("tests.report.test_page:network", input_shape=(1, 1, 8, 8))
+    page = pipeline.page_of_target(pipeline.look_at("tests.report.test_page:network", input_shape=(1, 1, 8, 8)))
     assert page.after == ()
     assert {step.kind for step in page.before[0].steps} >= {"input", "Conv2d", "BatchNorm2d", "add", "Linear", "output"}
     student = bnnconvert.convert(network(), "xnor", input_shape=(1, 1, 8, 8))
     bnnconvert.export(student, tmp_path / "net.packed.safetensors")
     with pytest.raises(UsageError, match="give the run that this file was exported from"):
-        pipeline.page_of_target(str(tmp_path / "net.packed.safetensors"))
+        pipeline.page_of_target(pipeline.look_at(str(tmp_path / "net.packed.safetensors")))
