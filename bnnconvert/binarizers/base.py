@@ -124,6 +124,10 @@ class InputBinarizer(nn.Module, ABC):
         """Scale of each plane. Shapes: (P,)."""
         return self.encoder().scale
 
+    def one(self) -> float:
+        """What +1 in every plane stands for, as in a padding of ones."""
+        return float(self.scales().sum())
+
     def clip_range(self) -> tuple[float, float] | None:
         """Ends of the clip that x^ steps along, where it is a map of each value alone; None where it is not."""
         return None

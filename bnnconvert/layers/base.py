@@ -154,8 +154,7 @@ class BinaryLayer(nn.Module):
             return x, 1.0
         if not self.inputs_are_binary:
             return self._relaxed_input(x), 1.0
-        # A padding of ones is +1 in every plane.
-        return self.input_binarizer(x), float(self.input_binarizer.scales().sum()) if self.pads_ones else 1.0
+        return self.input_binarizer(x), self.input_binarizer.one() if self.pads_ones else 1.0
 
     def effective_weight(self) -> Tensor:
         """The weight that a training step multiplies with: quantized, or what stands for it in this stage."""
