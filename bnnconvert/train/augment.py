@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bnnconvert.values.data import Data
+from bnnconvert.values.inputs import Example
 
+Given = Example | list[Tensor]
 Choice = Literal["auto", "none", "crop", "crop-flip"]
 SMALLEST_CROPPED = 16
 
@@ -35,16 +37,16 @@ def crop_padding(size: int) -> int:
     return max(1, size // 8)
 
 
-def augmented(images: Tensor, choice: Choice, generator: torch.Generator, *, rank: int = 0, ranks: int = 1) -> Tensor:
-    """Randomly cropped and flipped images, in channels-last layout.
+def augmented(given: Given, choice: Choice, generator: torch.Generator, *, rank: int = 0, ranks: int = 1) -> Given:
+    """Randomly cropped and flipped images, in channels-last layout; what is no images stays as it is.
 
     Numbers are drawn for the batches of all `ranks` together, so that a sample's fate does not depend on them.
 
-    Shapes: images (N, C, H, W), any type; the same comes back.
+    Shapes: given (N, C, H, W) of any type, or whatever a factory gives; the same comes back.
     """
-    if choice == "none":
-        return images
-    count, _, height, width = images.shape
+    if choice == "none" or not isinstance(given, Tensor):
+        return given
+    count, _, height, width = given.shape
     pad_y, pad_x = crop_padding(height), crop_padding(width)
     mine = slice(rank * count, (rank + 1) * count)
     top = torch.randint(2 * pad_y + 1, (ranks * count,), generator=generator)[mine]
@@ -55,8 +57,8 @@ def augmented(images: Tensor, choice: Choice, generator: torch.Generator, *, ran
     if choice == "crop-flip":
         columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     columns = left[:, None] + columns
-    padded = F.pad(images, (pad_x, pad_x, pad_y, pad_y)).permute(0, 2, 3, 1)  # (N, H + 2p, W + 2p, C)
-    return _gather(padded, rows.to(images.device), columns.to(images.device))
+    padded = F.pad(given, (pad_x, pad_x, pad_y, pad_y)).permute(0, 2, 3, 1)  # (N, H + 2p, W + 2p, C)
+    return _gather(padded, rows.to(given.device), columns.to(given.device))
 
 
 def _gather(padded: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Both change what the next layer sees, so binarizers are set in the order of exec
 those before it, and batch norm is re-estimated at the end.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable
 from itertools import chain
 from typing import Any, Literal
@@ -15,10 +15,12 @@ from torch.fx import GraphModule
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnnconvert.binarizers.base import InputBinarizer
+from bnnconvert.graph import module_of
+from bnnconvert.train.walk import Walk, together
 from bnnconvert.values.inputs import Example, run_on
 
 
-def prepare(student: nn.Module, batches: Iterable[Example], *, frozen: bool = False) -> None:
+def prepare(student: GraphModule, batches: Iterable[Example], *, frozen: bool = False) -> None:
     """Calibrate the input binarizers on the first batch, then re-estimate batch norm on all of them.
 
     A batch norm that is `frozen` at the float network's statistics keeps them.
@@ -65,27 +67,40 @@ def calibrate_inputs(student: nn.Module, x: Example, *, frozen: bool = False) ->
 
 
 @torch.no_grad()
-def reestimate_batch_norm(student: nn.Module, batches: Iterable[Example]) -> None:
-    """Replace batch norm's running statistics by their plain average over `batches`; everything else evaluates.
+def reestimate_batch_norm(student: GraphModule, batches: Iterable[Example]) -> None:
+    """Replace batch norm's running statistics by their plain average over `batches`, front to back.
 
-    Shapes: batches of (N, C, ...), the student's input, or a tuple of its inputs.
+    Each batch norm sees what evaluation gives it, with the new statistics of those before it. In one pass with batch
+    statistics everywhere it would see other signs, and layer by layer fewer of them would be those of evaluation.
+
+    Shapes: batches of (N, C, ...), the student's input, or a tuple of its inputs; so many as fit into memory are used.
     """
-    norms = [m for m in student.modules() if isinstance(m, _BatchNorm) and _is_norm(m)]
-    if not norms:
+    momenta = {m: m.momentum for m in student.modules() if isinstance(m, _BatchNorm) and _is_norm(m)}
+    if not momenta:
         return
-    before: dict[nn.Module, tuple[bool, Any]] = {norm: (norm.training, norm.momentum) for norm in norms}
     was_training = {path: module.training for path, module in student.named_modules()}
     student.eval()
+    walk, met = Walk(student, together(batches)), set[_BatchNorm]()
     try:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # cumulative average
-            norm.train()
-        for x in batches:
-            run_on(student, x)
+        for node in student.graph.nodes:
+            module = module_of(student, node)
+            norms = (
+                [] if module is None else [m for m in module.modules() if isinstance(m, _BatchNorm) and m in momenta]
+            )
+            for norm in norms:
+                if norm not in met:
+                    norm.reset_running_stats()
+                norm.momentum = None  # cumulative average
+                norm.train()
+            met.update(norms)
+            if norms:
+                deque(walk.evaluated(node), maxlen=0)
+            for norm in norms:
+                norm.eval()
+            walk.take(node)
     finally:
-        for norm in norms:
-            norm.momentum = before[norm][1]
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum
         for path, module in student.named_modules():
             module.training = was_training[path]
 

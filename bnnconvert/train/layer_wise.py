@@ -13,21 +13,22 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnnconvert.errors import UsageError
-from bnnconvert.graph import BATCH_NORMS, PASS_THROUGH, input_of, module_of, only_user
+from bnnconvert.graph import BATCH_NORMS, PASS_THROUGH, module_of, only_user
 from bnnconvert.layers.base import BinaryLayer
 from bnnconvert.train.batches import generator_for
 from bnnconvert.train.latent import binary_layers
 from bnnconvert.train.layer_solver import Codes, Fit, Weights, fit
 from bnnconvert.train.views import Views
+from bnnconvert.train.walk import VALUES, Walk
 from bnnconvert.values.inputs import alone
 from bnnconvert.values.recipe import Training
 
-SAMPLES, VALUES = 1024, 2**26
-"""How many samples to fit on, fewer where these are more values than that: two networks hold what is alive of them."""
+SAMPLES = 1024
+"""How many samples to fit on, fewer where that is too much to look at together."""
 PATCHES, PER_WEIGHT = 2**15, 8
 """Patches drawn for a layer, or so many for each weight of a filter where those are more."""
 
@@ -50,7 +51,7 @@ def refuse_unfit(student: nn.Module, training: Training) -> None:
 def fit_batches(views: Views, size: int) -> list[Tensor]:
     """Batches of `size` that a fit looks at, the same each time. Shapes: (N, C, ...)."""
     samples = min(SAMPLES, VALUES // math.prod(views.data.sample_shape))
-    batches = views.clean_batches(max(1, math.ceil(samples / size)), size)
+    batches = views.batches(max(1, math.ceil(samples / size)), size)
     return [alone(x, "Fitting weights layer by layer") for x in batches]
 
 
@@ -63,7 +64,7 @@ def fit_weights(student: GraphModule, batches: list[Tensor], *, seed: int, told:
     was_training = student.training
     student.eval()
     layers = dict(binary_layers(student))
-    reference, fitted = _Walk(student, batches), _Walk(student, batches)
+    reference, fitted = Walk(student, batches), Walk(student, batches)
     done: set[BinaryLayer] = set()
     for node in student.graph.nodes:
         layer = module_of(student, node)
@@ -78,32 +79,6 @@ def fit_weights(student: GraphModule, batches: list[Tensor], *, seed: int, told:
             told(f"{node.target} ({len(done)} of {len(layers)}) fitted: error of its {what} {shares} %.")
         fitted.take(node)
     student.train(was_training)
-
-
-class _Walk(Interpreter):
-    """Evaluates a graph node by node for several batches, and keeps the values that are still to be read."""
-
-    def __init__(self, graph: GraphModule, batches: list[Tensor]) -> None:
-        super().__init__(graph)
-        self.batches = batches
-        self.values: list[dict[Node, Tensor]] = [{} for _ in batches]
-
-    def take(self, node: Node) -> None:
-        """Evaluate the next node."""
-        for x, values in zip(self.batches, self.values, strict=True):
-            self.env = values
-            if node.op != "output":
-                values[node] = x if node.op == "placeholder" else self.run_node(node)
-            for spent in self.user_to_last_uses.get(node, []):
-                del values[spent]
-
-    def inputs(self, node: Node) -> Iterator[Tensor]:
-        """What enters a node that is not taken yet, batch by batch."""
-        return (values[input_of(node)] for values in self.values)
-
-    def outputs(self, node: Node) -> Iterator[Tensor]:
-        """What left a node, batch by batch."""
-        return (values[node] for values in self.values)
 
 
 def _fit(

@@ -165,7 +165,7 @@ class FineTuning:
             self.networks.append(self.objective.trained)
             add_network(optimizer, self.objective.trained, self.training.optimizer)
         if processes > 1:
-            few = given_as(next(self.views.clean_batches(1, batch)), lambda x: x[:2])
+            few = given_as(next(self.views.batches(1, batch)), lambda x: x[:2])
             distributed.find_unused_parameters = any(
                 has_unused_parameters(n, self.spans, few, task) for n in self.networks
             )
@@ -364,13 +364,15 @@ class FineTuning:
 
     def _calibrate(self) -> None:
         torch.manual_seed(derive_seed(self.setup.seed, "calibrate"))
-        x = next(self.views.clean_batches(1, self.batches.batch_size))
+        x = next(self.views.batches(1, self.batches.batch_size))
         calibrate_inputs(self.student, x, frozen=self.training.keeps_statistics)
 
     def _reestimate(self) -> None:
         if self.training.batch_norm_batches == 0:
             return
-        batches = self.views.clean_batches(self.training.batch_norm_batches, self.batches.batch_size)
+        batches = self.views.batches(
+            self.training.batch_norm_batches, self.batches.batch_size, augmentation=self.setup.augmentation
+        )
         reestimate_batch_norm(self.student, batches)
 
     def _held_out_accuracy(self) -> float:

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from bnnconvert.train.augment import augmented
+from bnnconvert.train.augment import Given, augmented
 from bnnconvert.train.batches import derive_seed, generator_for
 from bnnconvert.train.checkpoint import State
 from bnnconvert.train.diagnose import refuse_not_finite
@@ -47,10 +47,8 @@ class Stepper:
         self.spans, self.total, self.networks, self.evaluations = spans, total, networks, evaluations
         self.gradients = gradients
 
-    def augmented(self, given: Example, step: int) -> Example:
+    def augmented(self, given: Given, step: int) -> Given:
         """What is given to one step, images cropped and flipped at random. Shapes: those of `given`."""
-        if not isinstance(given, Tensor):
-            return given
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         draws = generator_for(self.setup.seed, "augment", step)
         return augmented(given, self.setup.augmentation, draws, rank=rank, ranks=ranks)

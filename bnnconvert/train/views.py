@@ -1,11 +1,12 @@
-"""The data as a run looks at it: a training part in fixed batches without augmentation, a part that is held out."""
+"""The data as a run looks at it: a training part in fixed batches, a part that is held out."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from bnnconvert.train.batches import plain_loader, sample_of, to_input
+from bnnconvert.train.augment import Choice, augmented
+from bnnconvert.train.batches import generator_for, plain_loader, sample_of, to_input
 from bnnconvert.values.data import Data, Samples, split_held_out
 from bnnconvert.values.inputs import Example, samples_in
 
@@ -27,11 +28,12 @@ class Views:
         """Split the training set of `data`."""
         return cls(data, *split_held_out(data.train, share, seed), seed, device)
 
-    def clean_batches(self, count: int, size: int) -> Iterator[Example]:
-        """Up to `count` whole batches of inputs of the training part, not augmented."""
+    def batches(self, count: int, size: int, *, augmentation: Choice = "none") -> Iterator[Example]:
+        """Up to `count` whole batches of inputs of the training part."""
         chosen = sample_of(self.train, count * size, seed=self.seed)
         loader = plain_loader(chosen, self.data, batch_size=size, seed=self.seed)
-        inputs = (to_input(images, self.data, self.device) for images, _ in loader)
+        draws = generator_for(self.seed, "augment", "views")
+        inputs = (to_input(augmented(given, augmentation, draws), self.data, self.device) for given, _ in loader)
         return (x for x in inputs if samples_in(x) == size)
 
     def monitor_input(self) -> Example:

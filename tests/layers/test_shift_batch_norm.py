@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.fx import Graph, GraphModule
 
 import bnnconvert
 from bnnconvert.graph import BATCH_NORMS
@@ -72,9 +73,10 @@ def test_evaluation_form_is_an_affine_map_by_powers_of_two() -> None:
 
 def test_statistics_are_reestimated_as_a_plain_average() -> None:
     torch.manual_seed(0)
-    net, batches = nn.Sequential(ShiftBatchNorm2d(3)), [torch.randn(4, 3, 5, 5) * 2 for _ in range(3)]
-    reestimate_batch_norm(net, batches)
-    torch.testing.assert_close(net[0].running_mean, sum(x.mean((0, 2, 3)) for x in batches) / 3)
+    norm, graph, batches = ShiftBatchNorm2d(3), Graph(), [torch.randn(4, 3, 5, 5) * 2 for _ in range(3)]
+    graph.output(graph.call_module("0", (graph.placeholder("x"),)))
+    reestimate_batch_norm(GraphModule(nn.Sequential(norm), graph), batches)
+    torch.testing.assert_close(norm.running_mean, sum(x.mean((0, 2, 3)) for x in batches) / 3)
 
 
 def test_batch_norms_around_binary_layers_are_replaced_and_share_their_tensors() -> None:

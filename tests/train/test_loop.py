@@ -87,7 +87,7 @@ def test_one_step_is_the_step_that_one_writes_by_hand() -> None:
     run(student=student, teacher=teacher, data=data, training=training, max_steps=1, augment="none")
 
     views = Views.of(data, 0.2, seed=0, device=torch.device("cpu"))
-    (x,) = views.clean_batches(1, 32)
+    (x,) = views.batches(1, 32)
     prepare(twin, [x])
     twin.train()
     with torch.no_grad():

@@ -1,6 +1,6 @@
 import torch
 from torch import nn
-from torch.fx import symbolic_trace
+from torch.fx import GraphModule, symbolic_trace
 
 from bnnconvert.train.calibrate import reestimate_batch_norm
 from bnnconvert.train.teacher import Teacher, fuse_batch_norms
@@ -25,7 +25,7 @@ class Shared(nn.Module):
         return self.flatten(self.pool(self.alone_norm(self.alone(self.read_norm(z) + z))))
 
 
-def lively(model: nn.Module) -> nn.Module:
+def lively(model: GraphModule) -> GraphModule:
     """Statistics that differ from 0 and 1, so that a wrong fold shows."""
     reestimate_batch_norm(model, [torch.randn(16, 3, 8, 8) * 3 + 1 for _ in range(3)])
     return model.eval()
@@ -45,7 +45,7 @@ def test_fusing_keeps_the_outputs_and_the_users_model() -> None:
 
 
 def test_shared_and_doubly_read_convolutions_are_left_alone() -> None:
-    model = symbolic_trace(lively(Shared()))
+    model = lively(symbolic_trace(Shared()))
     x = torch.randn(4, 3, 8, 8)
     expected = model(x)
     assert fuse_batch_norms(model) == 1
