@@ -33,6 +33,7 @@ from bnnconvert.recipe import parse_recipe, recipe_text
 from bnnconvert.runtime import Session
 from bnnconvert.train import evaluate_samples
 from bnnconvert.train.cost import step_cost
+from bnnconvert.train.memory import return_kept_memory
 from bnnconvert.values.comparison import ComparedRecipe, Comparison, Conditions, Figures
 from bnnconvert.values.data import Data
 from bnnconvert.values.files import write_text
@@ -222,6 +223,7 @@ def _measure(
         resume=True,
         progress=progress,
     )
+    return_kept_memory()  # several GB that neither the verification nor the next recipe fits into
     figures = Figures(
         converted=converted,
         fine_tuned=_accuracy(student.model, data, device),

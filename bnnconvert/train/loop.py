@@ -334,7 +334,7 @@ class FineTuning:
         self.recorder.save(state, parts)
 
     def _finish(self) -> TrainReport:
-        """Load the best weights, re-estimate batch norm on clean images, keep whichever measures better."""
+        """Load the best weights, re-estimate batch norm, keep whichever measures better."""
         state = self.state
         best = self.recorder.best()
         self.student.load_state_dict(best)

@@ -23,6 +23,14 @@ def return_freed_memory() -> bool:
     return _set({_MMAP_THRESHOLD: 2**22})
 
 
+def return_kept_memory() -> bool:
+    """Give back what `keep_freed_memory` kept, once the training is over; False where the C library cannot."""
+    try:
+        return bool(ctypes.CDLL(None).malloc_trim(0))
+    except (OSError, AttributeError, TypeError):  # not glibc
+        return False
+
+
 def _set(settings: dict[int, int]) -> bool:
     try:
         mallopt = ctypes.CDLL(None).mallopt

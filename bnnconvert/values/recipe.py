@@ -178,7 +178,7 @@ class Training(Section):
     """Bits of the gradients that come to binary layers, to see what integer training would do; no faster for it."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Part of the training data that is held out to choose the best checkpoint."""
-    batch_norm_batches: Annotated[int, Field(ge=0)] = 32
+    batch_norm_batches: Annotated[int, Field(ge=0)] = 50
     """Batches on which batch norm is re-estimated before the first step, at each stage and at the end; 0: never."""
     batch_norm_momentum: Momentum = 0.1
     """Weight of a new batch in the running statistics; or their plain average since they were last re-estimated."""

@@ -66,3 +66,28 @@ def test_a_large_tensor_has_pages_of_its_own_and_leaves_no_hole() -> None:
 
     assert mapped("return") == 1
     assert mapped("default") == 0
+
+
+TRAINING_IS_OVER = """
+from pathlib import Path
+import torch
+from bnnconvert.train.memory import keep_freed_memory, return_kept_memory
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1])
+
+assert keep_freed_memory()
+tensors = [torch.ones(2**21) for _ in range(40)]
+last = torch.ones(2**10)  # holds the end of the heap, so that nothing before it goes back by itself
+del tensors
+before = resident()
+assert return_kept_memory()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a function of glibc")
+def test_what_a_training_kept_goes_back_at_its_end() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", TRAINING_IS_OVER]
+    pages = int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout)
+    assert pages > 0.9 * 40 * 2**23 / 4096
