@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnnconvert.errors import UsageError
 from bnnconvert.graph import BATCH_NORMS, PASS_THROUGH, module_of, only_user
 from bnnconvert.layers.base import BinaryLayer
+from bnnconvert.layers.embedding import BinaryEmbedding
 from bnnconvert.train.batches import generator_for
 from bnnconvert.train.latent import binary_layers
 from bnnconvert.train.layer_solver import Codes, Fit, Weights, fit
@@ -41,6 +42,11 @@ def refuse_unfit(student: nn.Module, training: Training) -> None:
     if all(stage.fit is None for stage in training.stages):
         return
     for path, layer in binary_layers(student):
+        if isinstance(layer, BinaryEmbedding):
+            raise UsageError(
+                f"training.stages: a layer-wise `fit` is for layers that multiply, and the embedding {path} looks up; "
+                "keep it float, or leave `fit` out."
+            )
         if layer.weight_binarizer.choices is None or layer.gain is not None:
             raise UsageError(
                 f"training.stages: a layer-wise `fit` is for weights that are codes times a scale per filter, without "

@@ -16,6 +16,7 @@ from bnnconvert.errors import UsageError
 from bnnconvert.estimators.clip import Clip
 from bnnconvert.layers.base import BinaryLayer
 from bnnconvert.layers.conv2d import BinaryConv2d
+from bnnconvert.layers.embedding import BinaryEmbedding
 from bnnconvert.layers.linear import BinaryLinear
 from bnnconvert.load.data import load_data
 from bnnconvert.pipeline import check_recipe
@@ -24,8 +25,9 @@ from bnnconvert.train import layer_wise
 from bnnconvert.train.calibrate import reestimate_batch_norm
 from bnnconvert.train.latent import set_stage
 from bnnconvert.train.layer_solver import Codes, Fit, Weights, fit
-from bnnconvert.train.layer_wise import fit_weights
+from bnnconvert.train.layer_wise import fit_weights, refuse_unfit
 from bnnconvert.values.progress import Silent
+from bnnconvert.values.recipe import Training
 from tests.train.toys import FITTED, Stop, StopAt, make_ternary_student, run, same_weights, trace
 
 WEIGHTS = {
@@ -274,3 +276,10 @@ def test_a_recipe_whose_weights_cannot_be_fitted_is_refused_at_once(name: str, p
 def test_so_is_a_student_of_other_weights() -> None:
     with pytest.raises(UsageError, match="those of conv are not"):
         run(training={"stages": FITTED})
+
+
+def test_so_is_an_embedding() -> None:
+    table = BinaryEmbedding.from_float(nn.Embedding(5, 4), weight_binarizer=TernaryWeight())
+    training = Training.model_validate({"stages": FITTED})
+    with pytest.raises(UsageError, match="the embedding 0 looks up; keep it float"):
+        refuse_unfit(nn.Sequential(table), training)
