@@ -114,11 +114,9 @@ class Interleave(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Every phase at its offset."""
         count = len(self.stride)
-        order = (
-            axis for pair in zip(range(2 + count, 2 + 2 * count), range(2, 2 + count), strict=True) for axis in pair
-        )
         # Not by reshape, whose -1 says nothing where a detector has found nothing and there are 0 samples.
-        y = torch.unflatten(x, 1, (-1, *self.stride)).permute(0, 1, *order)
+        phases = torch.unflatten(x, 1, (-1, *self.stride))  # (N, O, sh, sw, H, W)
+        y = phases.movedim(tuple(range(2, 2 + count)), tuple(range(3, 3 + 2 * count, 2)))  # (N, O, H, sh, W, sw)
         for axis in reversed(range(count)):
             y = y.flatten(2 + 2 * axis, 3 + 2 * axis)
         for axis, (start, size) in enumerate(zip(self.start, self.size, strict=True), start=2):
