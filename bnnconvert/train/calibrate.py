@@ -70,12 +70,12 @@ def calibrate_inputs(student: nn.Module, x: Example, *, frozen: bool = False) ->
 def reestimate_batch_norm(student: GraphModule, batches: Iterable[Example]) -> None:
     """Replace batch norm's running statistics by their plain average over `batches`, front to back.
 
-    Each batch norm sees what evaluation gives it, with the new statistics of those before it. In one pass with batch
-    statistics everywhere it would see other signs, and layer by layer fewer of them would be those of evaluation.
+    Each batch norm sees what evaluation gives it, the new statistics before it included. In one pass with batch
+    statistics everywhere a layer would see signs that evaluation does not give, more of them the deeper it is.
 
-    Shapes: batches of (N, C, ...), the student's input, or a tuple of its inputs; so many as fit into memory are used.
+    Shapes: batches of (N, C, ...), the student's input, or a tuple of its inputs; `together` says how many are used.
     """
-    momenta = {m: m.momentum for m in student.modules() if isinstance(m, _BatchNorm) and _is_norm(m)}
+    momenta = {norm: norm.momentum for norm in _norms_in(student)}
     if not momenta:
         return
     was_training = {path: module.training for path, module in student.named_modules()}
@@ -83,10 +83,7 @@ def reestimate_batch_norm(student: GraphModule, batches: Iterable[Example]) -> N
     walk, met = Walk(student, together(batches)), set[_BatchNorm]()
     try:
         for node in student.graph.nodes:
-            module = module_of(student, node)
-            norms = (
-                [] if module is None else [m for m in module.modules() if isinstance(m, _BatchNorm) and m in momenta]
-            )
+            norms = _norms_in(module_of(student, node))
             for norm in norms:
                 if norm not in met:
                     norm.reset_running_stats()
@@ -103,6 +100,10 @@ def reestimate_batch_norm(student: GraphModule, batches: Iterable[Example]) -> N
             norm.momentum = momentum
         for path, module in student.named_modules():
             module.training = was_training[path]
+
+
+def _norms_in(module: nn.Module | None) -> list[_BatchNorm]:
+    return [] if module is None else [m for m in module.modules() if isinstance(m, _BatchNorm) and _is_norm(m)]
 
 
 def set_batch_norm_momentum(student: nn.Module, momentum: float | Literal["cumulative"]) -> None:

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 from bnnconvert.errors import UsageError
-from bnnconvert.train import clip_latent, evaluate_samples, finetune
+from bnnconvert.train import clip_latent, evaluate_samples, finetune, loop
 from bnnconvert.train.calibrate import prepare
 from bnnconvert.train.setup import doubts
 from bnnconvert.train.views import Views
@@ -75,6 +75,18 @@ def test_a_student_learns_digits_better_than_it_starts() -> None:
     _, report = run(student=student, teacher=teacher, data=data, training=training)
     assert report.held_out_accuracy > report.start_accuracy + 0.2
     assert report.history[-1].loss < report.history[0].loss
+
+
+def test_batch_norm_is_reestimated_on_images_as_training_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(loop, "reestimate_batch_norm", lambda _, batches: seen.append(torch.cat(list(batches))))
+    data = make_data(samples=40)
+    run(data=data, training=LABELS_ONLY | {"epochs": 1, "batch_norm_batches": 2}, augment="crop-flip")
+    views = Views.of(data, 0.2, seed=0, device=torch.device("cpu"))
+    plain, cropped = (torch.cat(list(views.batches(2, 16, augmentation=choice))) for choice in ("none", "crop-flip"))
+    assert len(seen) == 2, "before the first step and at the end"
+    assert all(torch.equal(x, cropped) for x in seen)
+    assert not torch.equal(plain, cropped)
 
 
 def test_one_step_is_the_step_that_one_writes_by_hand() -> None:
