@@ -24,7 +24,7 @@ from bnnconvert.train.batches import generator_for
 from bnnconvert.train.latent import binary_layers
 from bnnconvert.train.layer_solver import Codes, Fit, Weights, fit
 from bnnconvert.train.views import Views
-from bnnconvert.train.walk import VALUES, Walk
+from bnnconvert.train.walk import Walk, together
 from bnnconvert.values.inputs import alone
 from bnnconvert.values.recipe import Training
 
@@ -56,9 +56,8 @@ def refuse_unfit(student: nn.Module, training: Training) -> None:
 
 def fit_batches(views: Views, size: int) -> list[Tensor]:
     """Batches of `size` that a fit looks at, the same each time. Shapes: (N, C, ...)."""
-    samples = min(SAMPLES, VALUES // math.prod(views.data.sample_shape))
-    batches = views.batches(max(1, math.ceil(samples / size)), size)
-    return [alone(x, "Fitting weights layer by layer") for x in batches]
+    batches = views.batches(math.ceil(SAMPLES / size), size)
+    return [alone(x, "Fitting weights layer by layer") for x in together(batches)]
 
 
 @torch.no_grad()

@@ -25,15 +25,15 @@ def return_freed_memory() -> bool:
 
 def return_kept_memory() -> bool:
     """Give back what `keep_freed_memory` kept, once the training is over; False where the C library cannot."""
-    try:
-        return bool(ctypes.CDLL(None).malloc_trim(0))
-    except (OSError, AttributeError, TypeError):  # not glibc
-        return False
+    return _call("malloc_trim", 0)
 
 
 def _set(settings: dict[int, int]) -> bool:
+    return all(_call("mallopt", name, value) for name, value in settings.items())
+
+
+def _call(name: str, *arguments: int) -> bool:
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        return bool(getattr(ctypes.CDLL(None), name)(*arguments))
     except (OSError, AttributeError, TypeError):  # not glibc
         return False
-    return all(mallopt(name, value) for name, value in settings.items())
