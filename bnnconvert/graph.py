@@ -6,7 +6,7 @@ Guard on the module, not on the node: a module called twice must not be edited f
 import copy
 import operator
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from heapq import heapify, heappop, heappush
 from typing import Any, TypeVar
 
@@ -217,3 +217,15 @@ def _member(graph: GraphModule, number: int, logits: Node) -> GraphModule:
     part.output(made[logits])
     member = GraphModule(graph.get_submodule(prefix[:-1]), part)
     return member.train(graph.training)
+
+
+@contextmanager
+def evaluation(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, every submodule's own mode afterwards."""
+    modes = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, mode in modes.items():
+            m.training = mode

@@ -14,18 +14,18 @@ gives for the bits that entered it in the session.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule, Interpreter
 
 from bnnconvert.artifact.schema import Array
 from bnnconvert.bits import Bits
 from bnnconvert.exporters.boundary import EngineCheck, Flips, at_boundary, differing
+from bnnconvert.graph import evaluation
 from bnnconvert.layers.base import BinaryLayer
 from bnnconvert.layers.conv2d import BinaryConv2d
 from bnnconvert.runtime.session import Session, flattened
@@ -62,18 +62,6 @@ def verify(
                     explained[differs] = check.explained([a[differs] for a in arrays], check.values_of(values, differs))
                 tally.add_engine(differs, explained)
     return tally.report(session.isa)
-
-
-@contextmanager
-def evaluation(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, every submodule's own mode afterwards."""
-    modes = {m: m.training for m in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for m, mode in modes.items():
-            m.training = mode
 
 
 class Recorder(Interpreter):

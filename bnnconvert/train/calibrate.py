@@ -4,7 +4,7 @@ Both change what the next layer sees, so binarizers are set in the order of exec
 those before it, and batch norm is re-estimated at the end.
 """
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnnconvert.binarizers.base import InputBinarizer
-from bnnconvert.graph import module_of
+from bnnconvert.graph import evaluation, module_of
 from bnnconvert.train.walk import Walk, together
 from bnnconvert.values.inputs import Example, run_on
 
@@ -52,16 +52,14 @@ def calibrate_inputs(student: nn.Module, x: Example, *, frozen: bool = False) ->
 
     binarizers = [module for module in student.modules() if isinstance(module, InputBinarizer)]
     handles = [binarizer.register_forward_pre_hook(calibrate) for binarizer in binarizers]
-    before = {path: module.training for path, module in student.named_modules()}
     statistics = {name: buffer.clone() for name, buffer in _statistics(student)}
     try:
-        train_mode(student, frozen=frozen)
-        run_on(student, x)
+        with evaluation(student):
+            train_mode(student, frozen=frozen)
+            run_on(student, x)
     finally:
         for handle in handles:
             handle.remove()
-        for path, module in student.named_modules():
-            module.training = before[path]
         for name, buffer in _statistics(student):
             buffer.copy_(statistics[name])
 
@@ -75,31 +73,26 @@ def reestimate_batch_norm(student: GraphModule, batches: Iterable[Example]) -> N
 
     Shapes: batches of (N, C, ...), the student's input, or a tuple of its inputs; `together` says how many are used.
     """
-    momenta = {norm: norm.momentum for norm in _norms_in(student)}
-    if not momenta:
+    if not _norms_in(student):
         return
-    was_training = {path: module.training for path, module in student.named_modules()}
-    student.eval()
     walk, met = Walk(student, together(batches)), set[_BatchNorm]()
-    try:
+    with evaluation(student):
         for node in student.graph.nodes:
-            norms = _norms_in(module_of(student, node))
-            for norm in norms:
+            momenta = {norm: norm.momentum for norm in _norms_in(module_of(student, node))}
+            for norm in momenta:
                 if norm not in met:
                     norm.reset_running_stats()
                 norm.momentum = None  # cumulative average
                 norm.train()
-            met.update(norms)
-            if norms:
-                deque(walk.evaluated(node), maxlen=0)
-            for norm in norms:
-                norm.eval()
+            met.update(momenta)
+            try:
+                if momenta:
+                    walk.rehearse(node)
+            finally:
+                for norm, momentum in momenta.items():
+                    norm.momentum = momentum
+                    norm.eval()
             walk.take(node)
-    finally:
-        for norm, momentum in momenta.items():
-            norm.momentum = momentum
-        for path, module in student.named_modules():
-            module.training = was_training[path]
 
 
 def _norms_in(module: nn.Module | None) -> list[_BatchNorm]:
@@ -116,9 +109,9 @@ def set_batch_norm_momentum(student: nn.Module, momentum: float | Literal["cumul
 def train_mode(student: nn.Module, *, frozen: bool) -> None:
     """Set training mode; a `frozen` batch norm takes its running statistics and leaves them alone."""
     student.train()
-    for module in student.modules():
-        if frozen and _is_norm(module):
-            module.eval()
+    if frozen:
+        for norm in _norms_in(student):
+            norm.eval()
 
 
 def _statistics(student: nn.Module) -> Iterable[tuple[str, Tensor]]:

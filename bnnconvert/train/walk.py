@@ -4,6 +4,7 @@ Whatever is set in a layer from what enters it can be set in passing: each layer
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
 from typing import Any
 
 from torch import Tensor
@@ -26,22 +27,20 @@ class Walk(Interpreter):
 
     def take(self, node: Node) -> None:
         """Evaluate the next node and let go what it was the last to read."""
-        if node.op == "placeholder":
-            for values, given in zip(self.values, self._given, strict=True):
+        for values, given in zip(self.values, self._given, strict=True):
+            self.env = values
+            if node.op == "placeholder":
                 values[node] = next(given, *node.args)
-            return
-        found = [] if node.op == "output" else list(self.evaluated(node))
-        for values, y in zip(self.values, found, strict=False):
-            values[node] = y
-        for values in self.values:
+            elif node.op != "output":
+                values[node] = self.run_node(node)
             for spent in self.user_to_last_uses.get(node, []):
                 del values[spent]
 
-    def evaluated(self, node: Node) -> Iterator[Any]:
-        """What a node makes of what was taken before it, batch by batch."""
+    def rehearse(self, node: Node) -> None:
+        """Evaluate the next node without taking it, on copies of its inputs, as it may write to them."""
         for values in self.values:
-            self.env = values
-            yield self.run_node(node)
+            self.env = {entering: deepcopy(values[entering]) for entering in node.all_input_nodes}
+            self.run_node(node)
 
     def inputs(self, node: Node) -> Iterator[Tensor]:
         """What enters a node that is not taken yet, batch by batch."""

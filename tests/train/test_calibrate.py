@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.fx import Graph, GraphModule
 
 from bnnconvert.binarizers.sign import SignInput, SignWeight
 from bnnconvert.estimators.clip import Clip
@@ -60,6 +61,27 @@ def test_a_norm_that_is_called_twice_averages_over_both() -> None:
     x, y = torch.randn(2, 4, 2), torch.randn(2, 4, 2) + 5
     reestimate_batch_norm(trace(Twice()), [(x[0], y[0]), (x[1], y[1])])
     torch.testing.assert_close(norm.running_mean, torch.cat([*x, *y]).mean(0))
+
+
+class Writes(nn.Module):
+    """Code that is called as it is and writes to its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x.add_(1))
+
+
+def test_code_that_writes_to_its_input_does_so_once() -> None:
+    graph = Graph()
+    given = graph.call_module("stem", (graph.placeholder("x"),))
+    graph.output(graph.call_module("after", (graph.call_module("writes", (given,)),)))
+    after = nn.BatchNorm1d(3)
+    root = nn.ModuleDict({"stem": nn.Identity(), "writes": Writes(), "after": after})
+    reestimate_batch_norm(GraphModule(root, graph), [torch.randn(8, 3), torch.randn(8, 3)])
+    torch.testing.assert_close(after.running_mean, torch.zeros(3), atol=1e-5, rtol=0)
 
 
 def test_only_so_many_batches_are_looked_at_as_fit_together(monkeypatch: pytest.MonkeyPatch) -> None:
