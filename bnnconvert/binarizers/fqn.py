@@ -95,23 +95,25 @@ class FqnInput(UniformInput):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and not self._is_settled:
-            seen = int(self.seen)
-            if seen < BATCHES:
-                self._follow(x.detach(), PACE if seen else 1.0)
-            self._is_settled = seen >= BATCHES
+            self._follow(x)
         return self.staircase(x)
 
-    @torch.no_grad()
+    def advance(self, progress: float) -> None:
+        self._is_settled = int(self.seen) >= BATCHES
+
     def calibrate(self, x: Tensor) -> None:
         self.seen.zero_()
         self._is_settled = False
-        self._follow(x, 1.0)
+        self._follow(x)
 
-    def _follow(self, x: Tensor, pace: float) -> None:
-        found = sampled(x).quantile(self.bounds.new_tensor([1 - self.quantile, self.quantile]))
-        found[0].clamp_(max=0)
-        found[1].clamp_(min=0)
-        self.bounds.lerp_(found, pace)
+    @torch.no_grad()
+    def _follow(self, x: Tensor) -> None:
+        values = sampled(x)  # and no number is read from a tensor, at which a compiled step would come apart
+        last = len(values) - 1
+        low = values.kthvalue(1 + round((1 - self.quantile) * last)).values.clamp(max=0)
+        high = values.kthvalue(1 + round(self.quantile * last)).values.clamp(min=0)
+        pace = torch.where(self.seen == 0, 1.0, PACE) * (self.seen < BATCHES)
+        self.bounds.lerp_(torch.stack([low, high]), pace)
         self.seen += 1
 
     def _grid(self) -> tuple[Tensor, Tensor]:

@@ -39,19 +39,16 @@ class HorqPatchInput(WindowInput):
     @torch.no_grad()
     def in_windows(self, x: Tensor, windows: Callable[[Tensor], Tensor], *, pads_ones: bool) -> Tensor:
         rest = windows(x + 0.0)  # copysign would take the sign of a -0.0; and what follows changes no tensor of others
-        outside = (windows(torch.ones_like(x[:1])) == 0).flatten().nonzero()[:, 0]
+        outside = windows(torch.ones_like(x[:1])) == 0
         total: Tensor | None = None
         for _ in range(self.order):
             scale = rest.abs().sum(dim=2, keepdim=True).div_(rest.shape[2])
             step = torch.copysign(scale, rest)
-            rest.sub_(step)
-            if len(outside):
-                rest.flatten(1).index_fill_(1, outside, 0.0)
+            rest.sub_(step).masked_fill_(outside, 0.0)
             total = step if total is None else total.add_(step)
         assert total is not None
-        if len(outside) and not pads_ones:  # with ones, each scale has been added there, as the sign of 0 is +1
-            total.flatten(1).index_fill_(1, outside, 0.0)
-        return total
+        # A padding of ones is done: each scale has been added there, as the sign of 0 is +1.
+        return total if pads_ones else total.masked_fill_(outside, 0.0)
 
     def passed(self, x: Tensor) -> Tensor:
         return _ClippedGradient.apply(x)  # type: ignore[no-any-return, no-untyped-call]

@@ -3,6 +3,7 @@
 A recipe that says that it cannot be exported is refused there.
 """
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,22 @@ def test_converted_student_trains_in_an_ordinary_loop(name: str) -> None:
         clip_latent(student)
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's compiler, of its own
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_student_compiles_as_one_graph(name: str) -> None:
+    torch.manual_seed(0)
+    build, shape, _ = NETWORKS[networks_of(name)[0]]
+    student = bnnconvert.convert(randomise(build()), name, input_shape=(1, *shape)).model.train()
+    x = torch.randn(4, *shape)
+    torch.compiler.reset()
+    compiled = torch.compile(copy.deepcopy(student), backend="eager", fullgraph=True)
+    made = []
+    for step in (compiled, student):
+        torch.manual_seed(1)  # for dropout
+        made.append(step(x))
+    torch.testing.assert_close(*made)
 
 
 def test_what_stays_float_is_what_the_method_says() -> None:
