@@ -19,6 +19,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from bnnconvert.graph import ACTIVATIONS, BATCH_NORMS, PASS_THROUGH
+from bnnconvert.layers.attention import Attention
 from bnnconvert.layers.conv2d import BinaryConv2d
 from bnnconvert.layers.linear import BinaryLinear
 from bnnconvert.layers.operators import out_size
@@ -37,7 +38,7 @@ def propagate_shapes(graph: GraphModule, *inputs: Tensor) -> None:
 
 
 def shape_by_rule(module: nn.Module | None, x: object) -> Shape | None:
-    """Shape of a module's output where one input and the module's settings say it; None where they do not."""
+    """Shape of a module's output where its first input and its settings say it; None where they do not."""
     if module is None or not isinstance(x, Tensor) or type(module) not in _RULES:
         return None
     return _RULES[type(module)](module, tuple(x.shape))
@@ -56,7 +57,7 @@ class _Rules(_Shapes):
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module = self.fetch_attr(target)
-        shape = shape_by_rule(module, args[0]) if len(args) == 1 and not kwargs else None
+        shape = shape_by_rule(module, args[0]) if args and not kwargs else None
         return self.run_module(module, args, kwargs) if shape is None else args[0].new_empty(shape)
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -185,4 +186,5 @@ _RULES: dict[type[nn.Module], Callable[[Any, Shape], Shape | None]] = {
     **dict.fromkeys((nn.Linear, BinaryLinear), _linear),
     **dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d), _pool),
     nn.AdaptiveAvgPool2d: _pooled,
+    Attention: _same,
 }

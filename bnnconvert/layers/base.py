@@ -96,13 +96,12 @@ class BinaryLayer(nn.Module):
         """Planes of the latent weight as it stands."""
         return self.weight_binarizer.planes(self.weight)
 
-    def planes_scale(self) -> Tensor:
-        """Scale of each accumulator plane and output channel, beta_p alpha_m.
+    def planes_scale(self, planes: list[Plane]) -> Tensor:
+        """Scale of each accumulator plane and output channel, beta_p alpha_m, with the weight's own planes.
 
         Shapes: (P * M, O), p slowest.
         """
         ones = self.weight.new_ones(())
-        planes = self.weight_planes()
         alphas = torch.stack([(ones if p.scale is None else p.scale).expand(len(p.pm1)) for p in planes])
         if self.input_binarizer is None:
             return alphas
@@ -176,9 +175,9 @@ class BinaryLayer(nn.Module):
 
     def _exact(self, x: Tensor) -> Tensor:
         inputs = [x] if self.input_binarizer is None else [p.pm1 for p in self.input_binarizer.planes(x)]
-        weights = [p.pm1 for p in self.weight_planes()]
-        scales = self.planes_scale()
-        parts = [self.linear_map(a, b) for a in inputs for b in weights]
+        weights = self.weight_planes()
+        scales = self.planes_scale(weights)
+        parts = [self.linear_map(a, b.pm1) for a in inputs for b in weights]
         y = parts[0] * self._per_channel(scales[0], parts[0])
         for part, scale in zip(parts[1:], scales[1:], strict=True):
             y = y + part * self._per_channel(scale, part)

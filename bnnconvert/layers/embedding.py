@@ -41,7 +41,8 @@ class BinaryEmbedding(BinaryLayer):
         return y[:, 0].mT.reshape(*x.shape, -1)
 
     def _exact(self, x: Tensor) -> Tensor:
-        tables = zip(self.weight_planes(), self.planes_scale(), strict=True)
+        planes = self.weight_planes()
+        tables = zip(planes, self.planes_scale(planes), strict=True)
         first, *more = (self.linear_map(x, plane.pm1 * scale[:, None]) for plane, scale in tables)
         y: Tensor = sum(more, start=first)
         return y

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bnnconvert import bits
+from bnnconvert.binarizers.base import Plane
 from bnnconvert.errors import RefusalError
 from bnnconvert.layers import operators
 from bnnconvert.layers.base import BinaryLayer
@@ -189,7 +190,8 @@ def packed_layer(layer: BinaryLayer, path: str) -> PackedLayer:
             "with another recipe"
         )
     packed = PackedLayer()
-    scale = layer.planes_scale().detach().float().contiguous()
+    planes = layer.weight_planes()
+    scale = layer.planes_scale(planes).detach().float().contiguous()
     added = layer.effective_bias()
     bias = None if added is None else added.detach().float().clone()
     if not (scale.isfinite().all() and (bias is None or bias.isfinite().all())):
@@ -197,12 +199,12 @@ def packed_layer(layer: BinaryLayer, path: str) -> PackedLayer:
             f"{path}: a scale or bias is not finite, so training has diverged; train again with a lower rate"
         )
     if isinstance(layer, BinaryEmbedding):
-        weight, features = _rows(layer, path)
+        weight, features = _rows(layer, planes, path)
         packed.add_module("table", SignedTable(weight, scale, features))
         return packed
     if layer.input_binarizer is not None:
         packed.add_module("encode", _encode(layer, path))
-    packed.add_module("dot", _dot(layer, path))
+    packed.add_module("dot", _dot(layer, planes, path))
     gain, axis = layer.gain, -1 if isinstance(layer, BinaryLinear) else 1
     packed.add_module("affine", Affine(scale, bias if gain is None else None, axis=axis))
     if gain is not None:
@@ -221,24 +223,24 @@ def _encode(layer: BinaryLayer, path: str) -> Encode:
     return Encode(thresholds, encoder.start.detach().clone())
 
 
-def _dot(layer: BinaryLayer, path: str) -> Dot:
-    weight, k = _rows(layer, path)
+def _dot(layer: BinaryLayer, planes: list[Plane], path: str) -> Dot:
+    weight, k = _rows(layer, planes, path)
     if isinstance(layer, BinaryConv2d):
         return (SignedConv2d if layer.is_weight_only else BinaryDot2d)(layer, weight, k)
     return (SignedLinear if layer.is_weight_only else BinaryDotLinear)(weight, k)
 
 
-def _rows(layer: BinaryLayer, path: str) -> tuple[Tensor, int]:
+def _rows(layer: BinaryLayer, planes: list[Plane], path: str) -> tuple[Tensor, int]:
     """Packed rows of the weight's planes, and the length of a row in bits. Shapes: (M, O, row_bytes)."""
-    planes = torch.stack([plane.pm1.detach() for plane in layer.weight_planes()])
-    if not (planes.abs() == 1).all():
+    if not all(bool((plane.pm1.abs() == 1).all()) for plane in planes):
         raise RefusalError(f"{path}: the binarizer gives weights other than -1 and +1 in evaluation mode; mend it")
+    signs = torch.stack([plane.pm1 > 0 for plane in planes])
     if isinstance(layer, BinaryConv2d):
-        planes = planes.permute(0, 1, 3, 4, 2)  # (M, O, kh, kw, c): the order of the rows
+        signs = signs.permute(0, 1, 3, 4, 2)  # (M, O, kh, kw, c): the order of the rows
     elif not isinstance(layer, BinaryLinear | BinaryEmbedding):
         raise RefusalError(f"{path}: layers of type {type(layer).__name__} have no packed form")
-    rows = planes.flatten(2)
+    rows = signs.flatten(2)
     k = rows.shape[-1]
     if k >= operators.EXACT_K:
         raise RefusalError(f"{path}: sums of {k} products are not exact in float32; keep this layer float")
-    return torch.from_numpy(bits.pack_rows((rows > 0).cpu().numpy())), k
+    return torch.from_numpy(bits.pack_rows(rows.cpu().numpy())), k

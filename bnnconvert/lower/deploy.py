@@ -22,6 +22,7 @@ from bnnconvert.values.inputs import Example, as_tuple
 from bnnconvert.values.outputs import as_plain
 
 
+@torch.no_grad()
 def deploy(student: GraphModule, example: Example) -> GraphModule:
     """Deployed form of `student`; `example` is an input, or the inputs, of at least one sample, for shapes only."""
     # No fold writes into a parameter.

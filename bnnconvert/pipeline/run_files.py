@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -43,14 +44,16 @@ def fill_run(
             shutil.copyfile(loaded.spec, temporary)
     write_text(run.file("recipe.toml"), recipe_text)
     write_text(run.file("plan.json"), json.dumps(plan.to_json(), indent=2) + "\n")
-    _save(student, run.file("student.safetensors"))
+    with ThreadPoolExecutor(1) as pool:  # hashing takes as long as writing does
+        sha256 = pool.submit(file_sha256, run.file(source))
+        _save(student, run.file("student.safetensors"))
     run.write(
         RunRecord(
             producer=f"bnnconvert {__version__}",
             source=loaded.spec,
             source_kind=loaded.kind,
             source_file=source,
-            source_sha256=file_sha256(run.file(source)),
+            source_sha256=sha256.result(),
             factory=factory,
             trust_pickle=trust_pickle,
             recipe=recipe,

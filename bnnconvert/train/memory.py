@@ -5,7 +5,8 @@ it out again, page by page and zeroed, in the next step; kept in the process, a 
 less time.
 
 A conversion frees large tensors once, with small ones that stay between them: in one heap the holes add up. Each on
-pages of its own leaves none, and the peak of a ViT-B/16 is 1.2 GB instead of 1.4 to 1.7.
+pages of its own leaves none, and the peak of a ViT-B/16 is 1.2 GB instead of 1.4 to 1.7. What is smaller is kept, up to
+a quarter of a GB, without which the conversion of a ResNet-50 takes 3.1 s instead of 2.3.
 """
 
 import ctypes
@@ -20,7 +21,7 @@ def keep_freed_memory() -> bool:
 
 def return_freed_memory() -> bool:
     """Let this process give large tensors back when it frees them; False where the C library has no such setting."""
-    return _set({_MMAP_THRESHOLD: 2**22})
+    return _set({_MMAP_THRESHOLD: 2**23, _TRIM_THRESHOLD: 2**28, _TOP_PAD: 2**26})
 
 
 def return_kept_memory() -> bool:

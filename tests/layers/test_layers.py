@@ -66,7 +66,7 @@ def test_evaluation_form_is_scale_times_an_exact_integer() -> None:
             torch.where(x >= 0, 1.0, -1.0), torch.where(layer.weight >= 0, 1.0, -1.0), None, 2, (1, 2), (1, 2), 2
         )
         assert torch.equal(acc, acc.round())
-        assert torch.equal(layer(x), acc * layer.planes_scale()[0].reshape(-1, 1, 1))
+        assert torch.equal(layer(x), acc * layer.planes_scale(layer.weight_planes())[0].reshape(-1, 1, 1))
 
 
 def test_zero_padding_is_zero_and_one_padding_is_one() -> None:
