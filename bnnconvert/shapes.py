@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import (
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
-from bnnconvert.graph import ACTIVATIONS, BATCH_NORMS, PASS_THROUGH
+from bnnconvert.graph import ACTIVATIONS, BATCH_NORMS, PASS_THROUGH, evaluation
 from bnnconvert.layers.attention import Attention
 from bnnconvert.layers.conv2d import BinaryConv2d
 from bnnconvert.layers.linear import BinaryLinear
@@ -29,12 +29,9 @@ Shape = tuple[int, ...]
 
 def propagate_shapes(graph: GraphModule, *inputs: Tensor) -> None:
     """Note every node's shape in evaluation mode, on tensors without values unless a module asks for values."""
-    mode = graph.training
-    graph.eval()
-    with torch.no_grad():
+    with evaluation(graph), torch.no_grad():
         if not (_propagate_on_meta(graph, inputs) or _propagate_without_values(graph, inputs)):
             _Shapes(graph).run(*inputs)
-    graph.train(mode)
 
 
 def shape_by_rule(module: nn.Module | None, x: object) -> Shape | None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bnnconvert.errors import UsageError, first_line
+from bnnconvert.graph import evaluation
 from bnnconvert.values.inputs import run_example
 
 _GREY = (28, 32, 8, 64, 16, 224, 48, 96, 128, 256)
@@ -121,17 +122,13 @@ def _try(module: nn.Module, shape: tuple[int, ...]) -> tuple[bool, bool]:
         if output.shape[-2] > inputs[0].shape[-2] or output.shape[-1] > inputs[0].shape[-1]:
             enlarged.append(pool)
 
-    was_training = [m for m in module.modules() if m.training]
     hooks = [m.register_forward_hook(watch) for m in module.modules() if isinstance(m, _ADAPTIVE)]
     try:
-        module.eval()
-        with torch.no_grad():
+        with evaluation(module), torch.no_grad():
             output = module(torch.zeros(shape))
     finally:
         for hook in hooks:
             hook.remove()
-        for m in was_training:
-            m.training = True
     return _one_sample(output), bool(enlarged)
 
 

@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnnconvert.errors import UsageError
-from bnnconvert.graph import BATCH_NORMS, PASS_THROUGH, module_of, only_user
+from bnnconvert.graph import BATCH_NORMS, PASS_THROUGH, evaluation, module_of, only_user
 from bnnconvert.layers.base import BinaryLayer
 from bnnconvert.layers.embedding import BinaryEmbedding
 from bnnconvert.train.batches import generator_for
@@ -66,8 +66,11 @@ def fit_weights(student: GraphModule, batches: list[Tensor], *, seed: int, told:
 
     Shapes: batches of (N, C, ...), the student's input.
     """
-    was_training = student.training
-    student.eval()
+    with evaluation(student):
+        _fit_in_turn(student, batches, seed, told)
+
+
+def _fit_in_turn(student: GraphModule, batches: list[Tensor], seed: int, told: Callable[[str], None]) -> None:
     layers = dict(binary_layers(student))
     reference, fitted = Walk(student, batches), Walk(student, batches)
     done: set[BinaryLayer] = set()
@@ -83,7 +86,6 @@ def fit_weights(student: GraphModule, batches: list[Tensor], *, seed: int, told:
             what = "outputs" if codes is None else "codes"
             told(f"{node.target} ({len(done)} of {len(layers)}) fitted: error of its {what} {shares} %.")
         fitted.take(node)
-    student.train(was_training)
 
 
 def _fit(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bnnconvert.binarizers.base import InputBinarizer
+from bnnconvert.graph import evaluation
 from bnnconvert.train.latent import binary_layers
 from bnnconvert.values.inputs import Example, run_on
 from bnnconvert.values.report import DeadChannels
@@ -36,11 +37,10 @@ def dead_channels(student: nn.Module, x: Example) -> dict[str, DeadChannels]:
         for path, layer in binary_layers(student)
         if layer.input_binarizer is not None
     ]
-    was_training = student.training
     try:
-        run_on(student.eval(), x)
+        with evaluation(student):
+            run_on(student, x)
     finally:
-        student.train(was_training)
         for handle in handles:
             handle.remove()
     return found
