@@ -189,7 +189,10 @@ class _Torch:
                 result = self.function(**self._arguments(given, constants, batch))
         except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
             reason = first_line(error)[:300]
-            raise ArtifactError(f"{self.at}: torch does not run it with these arguments ({reason})") from error
+            raise ArtifactError(
+                f"{self.at}: torch does not run it with these arguments ({reason}); look at the values of the input, or "
+                "export the model again."
+            ) from error
         results = tuple(result) if isinstance(result, list | tuple) else (result,)
         actual = [(str(r.dtype).removeprefix("torch."), tuple(r.shape)) for r in results]
         declared = [(spec.dtype, spec.sized(batch)) for spec in self.node.outputs]

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 import bnnconvert
 from bnnconvert import Session, pipeline
-from bnnconvert.errors import RefusalError, UsageError
+from bnnconvert.errors import ArtifactError, RefusalError, UsageError
 from bnnconvert.train.diagnose import first_not_finite
 from bnnconvert.values.inputs import InputSpec
 from tests.networks import randomise
@@ -93,6 +93,12 @@ def test_inputs_of_different_numbers_of_samples_are_refused(run_and_file: tuple[
     first, second, name = (x.numpy() for x in EXAMPLE)
     with pytest.raises(UsageError, match="first 2, second 1, name 2"):
         Session(run_and_file[1]).run(first, second[:1], name)
+
+
+def test_a_number_beyond_a_table_names_the_node_and_the_way_out(run_and_file: tuple[Path, Path]) -> None:
+    first, second, name = (x.numpy() for x in EXAMPLE)
+    with pytest.raises(ArtifactError, match=r"names.*look at the values of the input"):
+        Session(run_and_file[1]).run(first, second, name + 7)
 
 
 def test_bench_times_models_of_several_inputs(run_and_file: tuple[Path, Path]) -> None:
