@@ -92,6 +92,15 @@ X = _image(2, 20, 9, 7)
 ROW = _image(3, 37)
 LINE = _image(2, 20, 19)
 C = torch.linspace(-1.5, 1.5, 20)
+TOKENS, GRID = _image(2, 13, 20), _image(2, 5, 6, 20)
+
+
+def _block(x: Tensor, into: Tensor, back: Tensor) -> Tensor:
+    """A residual block over tokens whose layers are 1x1 convolutions, as conversion makes them."""
+    pixels = F.layer_norm(x, (20,)).transpose(1, 2).unsqueeze(-1)
+    y = F.conv2d(F.gelu(F.conv2d(pixels, into)), back)
+    return x + y.permute(0, 2, 3, 1).squeeze(2).contiguous()
+
 
 FUNCTIONS: dict[str, list[tuple[Callable[..., Tensor], Tensor, list[Tensor]]]] = {
     "aten.conv2d.default": [
@@ -115,8 +124,32 @@ FUNCTIONS: dict[str, list[tuple[Callable[..., Tensor], Tensor, list[Tensor]]]] =
         (lambda x: F.avg_pool1d(x, 3, 1, 1), LINE, []),
     ],
     "aten.neg.default": [(lambda x: -F.relu(x), X, [])],
-    "aten.linear.default": [(lambda x, w, b: F.linear(x, w, b), ROW, [_image(10, 37), _image(10)])],
+    "aten.linear.default": [
+        (lambda x, w, b: F.linear(x, w, b), ROW, [_image(10, 37), _image(10)]),
+        (lambda x, w, b: F.linear(x, w, b) * b, TOKENS, [_image(33, 20), _image(33)]),
+        (lambda x, w: F.linear(F.relu(x), w) + x, GRID, [_image(20, 20)]),
+        (lambda x, w: F.linear(x, w).mean(1) * 2, TOKENS, [_image(5, 20)]),
+    ],
     "aten.batch_norm.default": [(lambda x, m, v, w, b: F.batch_norm(x, m, v, w, b), X, [C, C.exp(), C, C])],
+    "aten.layer_norm.default": [
+        (lambda x, w, b: F.layer_norm(x * 9 + 7, (20,), w, b), TOKENS, [C, C]),
+        (lambda x: F.relu(F.layer_norm(x, (20,), eps=1e-2)), GRID, []),
+        (lambda x, w: F.layer_norm(x, (37,), w), ROW, [_image(37)]),
+        (
+            lambda x, w: F.conv2d(F.layer_norm(x.permute(0, 2, 3, 1), (20,)).permute(0, 3, 1, 2), w),
+            X,
+            [X[:1, :, :3, :3]],
+        ),
+    ],
+    "aten.transpose.int": [(_block, TOKENS, [_image(36, 20, 1, 1), _image(20, 36, 1, 1)])],
+    "aten.permute.default": [
+        (lambda x: F.max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1) * 2, GRID, []),
+        (lambda x: x.permute(0, 2, 3, 1).reshape(-1, 63, 20) + 1, X, []),
+    ],
+    "aten.unsqueeze.default": [(lambda x: F.max_pool2d(F.relu(x).unsqueeze(2), (1, 3)), LINE, [])],
+    "aten.squeeze.dim": [(lambda x: F.adaptive_avg_pool2d(x, (1, 7)).squeeze(2) * 2, X, [])],
+    "aten.contiguous.default": [(lambda x: F.relu(x.permute(0, 3, 1, 2).contiguous()), GRID, [])],
+    "aten.clone.default": [(lambda x: F.relu(x).clone() + x, X, [])],
     "aten.relu.default": [(F.relu, X, [])],
     "aten.hardtanh.default": [(F.hardtanh, X, []), (lambda x: F.hardtanh(x, -0.5, 2.0), X, [])],
     "aten.clamp.default": [(lambda x: x.clamp(-0.1, 0.3), X, []), (lambda x: x.clamp(max=0.3), X, [])],
@@ -164,9 +197,16 @@ FUNCTIONS: dict[str, list[tuple[Callable[..., Tensor], Tensor, list[Tensor]]]] =
     ],
     "aten.flatten.using_ints": [(lambda x: torch.flatten(x, 1), X, [])],
     "aten.squeeze.dims": [(lambda x: F.adaptive_avg_pool2d(x, 1).squeeze((2, 3)), X, [])],
-    "aten.softmax.int": [(lambda x: F.softmax(x, 1), ROW * 10, []), (lambda x: F.softmax(x, 1), X, [])],
+    "aten.softmax.int": [
+        (lambda x: F.softmax(x, 1), ROW * 10, []),
+        (lambda x: F.softmax(x, 1), X, []),
+        (lambda x, w: F.softmax(F.linear(x, w), -1), TOKENS, [_image(9, 20)]),
+    ],
     "aten.log_softmax.int": [(lambda x: F.log_softmax(x, 1), ROW * 10, [])],
-    "aten.cat.default": [(lambda x: torch.cat([x, F.relu(x), x * 2], 1), X, [])],
+    "aten.cat.default": [
+        (lambda x: torch.cat([x, F.relu(x), x * 2], 1), X, []),
+        (lambda x, w: torch.cat([x, F.linear(x, w)], -1), TOKENS, [_image(9, 20)]),
+    ],
     "aten.concat.default": [(lambda x: torch.concat([F.relu(x), x], 1), X[:, :3].contiguous(), [])],
 }
 

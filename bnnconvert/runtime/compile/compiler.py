@@ -8,10 +8,12 @@ bits of the next layer, in one pass over memory.
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from bnnconvert.artifact.schema import Array
+from bnnconvert.runtime.compile.order import read_as_tokens
 from bnnconvert.runtime.compile.plan import (
     LANES,
     WRITES,
@@ -46,22 +48,54 @@ class Made:
     image: Image | None = None
     """Holds the value."""
     constant: Array | None = None
+    tokens: bool = False
+    """Whether the channels are the last axis, as of tokens (T, C), and not the first, as of an image (C, H, W)."""
+    lies: tuple[int, int] | None = None
+    """Height and width of the image that holds the value, where they are not what the shape says."""
+
+    @property
+    def axis(self) -> int:
+        """The axis of the channels, the samples being axis 0."""
+        return len(self.shape) if self.tokens else 1
 
     @property
     def channels(self) -> int:
-        """Channels: the axis after the samples."""
-        return self.shape[0]
+        """Channels."""
+        return self.shape[self.axis - 1]
+
+    @property
+    def pixels(self) -> tuple[int, ...]:
+        """The other axes."""
+        return self.shape[:-1] if self.tokens else self.shape[1:]
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width; 1 for axes that the value does not have."""
-        if len(self.shape) == 1:
+        """Height and width of the image that holds the value; 1 for axes that the value does not have."""
+        if self.lies is not None:
+            return self.lies
+        if len(self.pixels) == 0:
             return 1, 1
-        if len(self.shape) == 2:
-            return 1, self.shape[1]
-        if len(self.shape) == 3:
-            return self.shape[1], self.shape[2]
+        if len(self.pixels) == 1:
+            return (self.pixels[0], 1) if self.tokens else (1, self.pixels[0])
+        if len(self.pixels) == 2:
+            return self.pixels[0], self.pixels[1]
         raise NotNative(f"a value has the shape {self.shape} per sample; 1 to 3 axes are known")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width over which windows move."""
+        if self.tokens or (self.lies is not None and self.lies != Made(self.shape).size):
+            raise NotNative("windows move over a value whose pixels lie in another order")
+        return self.size
+
+    def like(self, **given: Any) -> "Made":
+        """A value of this shape and order."""
+        return Made(self.shape, tokens=self.tokens, lies=self.lies, **given)
+
+    def of_channels(self, channels: int, **given: Any) -> "Made":
+        """A value with these pixels and other channels."""
+        shape = (*self.pixels, channels) if self.tokens else (channels, *self.pixels)
+        return Made(shape, tokens=self.tokens, lies=self.lies, **given)
 
 
 class Compiler:
@@ -118,13 +152,13 @@ class Compiler:
             step.chain[-1] = composed(step.chain[-1], op)
         else:
             step.chain.append(op)
-        self.top[step] = after = Made(before.shape, step=step)
+        self.top[step] = after = before.like(step=step)
         return after
 
     def continued(self, before: Made) -> Step:
         """A new step whose chain begins with a value."""
         step = Step(StepKind.MAP, self.layer, input=self.stored(before))
-        self.start(step, Made(before.shape))
+        self.start(step, before.like())
         return step
 
     def ending_with(self, made: Made) -> Step:
@@ -193,10 +227,11 @@ class Compiler:
                 x = node.arguments["x"]
                 assert isinstance(x, Value)
                 encoders.setdefault(x.value, []).append(node)
+        as_tokens = read_as_tokens(nodes, specs)
         for name in inputs:
-            made = Made(specs[name].sized(1)[1:])
+            made = Made(specs[name].sized(1)[1:], tokens=name in as_tokens)
             made.image = Image(Kind.FLOATS, made.channels, *made.size)
-            self.steps.append(Step(StepKind.INPUT, name, output=made.image))
+            self.steps.append(Step(StepKind.INPUT, name, output=made.image, tokens=made.tokens))
             self.made[name] = made
         # Bits are taken as soon as there is the number that they are the sign of, while its chain still holds it.
         ready = [node for name in inputs for node in encoders.get(name, ())]
@@ -207,7 +242,8 @@ class Compiler:
                 ready = [n for spec in current.outputs for n in encoders.get(spec.name, ())] + ready
         for name in outputs:
             self.at = _maker(nodes, name)
-            self.steps.append(Step(StepKind.OUTPUT, name, input=self.stored(self.made[name])))
+            made = self.made[name]
+            self.steps.append(Step(StepKind.OUTPUT, name, input=self.stored(made), tokens=made.tokens))
         for step in self.steps:
             _take_affine(step)
         return Plan(self.steps)

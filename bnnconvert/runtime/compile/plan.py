@@ -12,7 +12,7 @@ import numpy as np
 
 from bnnconvert.artifact.schema import Array
 
-MAGIC = b"bnnplan1"
+MAGIC = b"bnnplan2"
 LANES = 16
 
 
@@ -67,6 +67,7 @@ class StepKind(IntEnum):
     COPY = 6
     OUTPUT = 7
     MASKED = 8
+    NORMALIZE = 9
 
 
 class Dot(IntEnum):
@@ -160,7 +161,9 @@ class Step:
     divisor: int = 0
     logarithm: bool = False
     factor: float = 0.0
-    """Of an input that is taken in bytes."""
+    """Of an input that is taken in bytes; what a normalization adds to the variance."""
+    tokens: bool = False
+    """Whether what comes in or goes out has its channels last outside, too."""
     weights: Array | None = None
     scale: Array | None = None
     bias: Array | None = None
@@ -245,8 +248,16 @@ class _Writer:
             case StepKind.INPUT:
                 self.image(step.output)
                 self.reals(step.factor)
-            case StepKind.OUTPUT | StepKind.MAP:
+                self.integers(step.tokens)
+            case StepKind.OUTPUT:
                 self.image(step.input)
+                self.integers(step.tokens)
+            case StepKind.MAP:
+                self.image(step.input)
+            case StepKind.NORMALIZE:
+                self.image(step.input)
+                self.image(step.output)
+                self.reals(step.factor)
             case StepKind.CONV:
                 self.conv(step)
             case StepKind.MASKED:

@@ -51,6 +51,8 @@ def leaky_relu(c: Compiler, node: Node) -> Made:
 
 def _prelu(c: Compiler, node: Node, slope: Array) -> Made:
     x = c.value(node.arguments["self"])
+    if x.tokens and slope.size > 1:
+        raise NotNative("slopes lie along another axis than the channels")
     return c.extended(x, Op(Code.PRELU, a=per_channel(np.broadcast_to(slope.reshape(-1), (x.channels,)))))
 
 
@@ -60,9 +62,9 @@ def softmax(*, logarithm: bool) -> Handler:
     def handle(c: Compiler, node: Node) -> Made:
         x = c.value(node.arguments["self"])
         axis = int(number(node.arguments["dim"])) % (len(x.shape) + 1)
-        if axis != 1 or node.arguments.get("dtype") is not None:
+        if axis != x.axis or node.arguments.get("dtype") is not None:
             raise NotNative("a softmax over another axis than the channels")
-        made = Made(x.shape, image=Image(Kind.FLOATS, x.channels, *x.size))
+        made = x.like(image=Image(Kind.FLOATS, x.channels, *x.size))
         c.steps.append(Step(StepKind.SOFTMAX, c.layer, input=c.stored(x), output=made.image, logarithm=logarithm))
         return made
 

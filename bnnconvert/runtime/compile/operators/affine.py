@@ -4,7 +4,7 @@ import numpy as np
 
 from bnnconvert.artifact.schema import Array
 from bnnconvert.runtime.compile.compiler import Compiler, Made, NotNative, number
-from bnnconvert.runtime.compile.plan import Code, Dot, Op, StepKind, per_channel
+from bnnconvert.runtime.compile.plan import Code, Dot, Image, Kind, Op, Step, StepKind, per_channel
 from bnnconvert.values.program import Node
 
 
@@ -13,8 +13,8 @@ def affine(c: Compiler, node: Node) -> Made:
     acc = c.value(node.arguments["acc"])
     scale, bias = c.tensor(node.arguments["scale"]), c.tensor(node.arguments["bias"])
     assert scale is not None
-    if int(number(node.arguments["axis"])) % (len(acc.shape) + 1) != 1:
-        raise NotNative("the channels of an affine operation lie on another axis than the second")
+    if int(number(node.arguments["axis"])) % (len(acc.shape) + 1) != acc.axis:
+        raise NotNative("an affine operation goes along another axis than the channels")
     if len(scale) == 1:
         return scaled(c, acc, scale[0], 0.0 if bias is None else bias)
     step = acc.step
@@ -28,7 +28,7 @@ def affine(c: Compiler, node: Node) -> Made:
     ):
         raise NotNative("accumulators of several planes are used other than by their sum")
     step.scale = per_channel(scale)
-    made = Made((scale.shape[1], *acc.shape[1:]), step=step)
+    made = acc.of_channels(scale.shape[1], step=step)
     c.top[step] = made
     return made if bias is None else scaled(c, made, 1.0, bias)
 
@@ -51,10 +51,27 @@ def batch_norm(c: Compiler, node: Node) -> Made:
     weight, bias = c.tensor(a["weight"]), c.tensor(a["bias"])
     if mean is None or var is None:
         raise NotNative("a batch norm without running statistics")
+    x = c.value(a["input"])
+    if x.axis != 1:
+        raise NotNative("a batch norm along another axis than the channels")
     factor = 1 / np.sqrt(var.astype(np.float64) + number(a["eps"]))
     if weight is not None:
         factor = factor * weight
-    return scaled(c, c.value(a["input"]), factor, (0.0 if bias is None else bias) - mean * factor)
+    return scaled(c, x, factor, (0.0 if bias is None else bias) - mean * factor)
+
+
+def layer_norm(c: Compiler, node: Node) -> Made:
+    """Layer norm over the channels of each pixel, and its own affine operation."""
+    a = node.arguments
+    x, weight, bias = c.value(a["input"]), c.tensor(a.get("weight")), c.tensor(a.get("bias"))
+    if a["normalized_shape"] != (x.channels,) or x.axis != len(x.shape):
+        raise NotNative("a layer norm over other axes than the channels")
+    made = x.like(image=Image(Kind.FLOATS, x.channels, *x.size))
+    eps = number(a.get("eps", 1e-5))
+    c.steps.append(Step(StepKind.NORMALIZE, c.layer, input=c.stored(x), output=made.image, factor=eps))
+    if weight is None and bias is None:
+        return made
+    return scaled(c, made, 1.0 if weight is None else weight, 0.0 if bias is None else bias)
 
 
 def negative(c: Compiler, node: Node) -> Made:

@@ -21,12 +21,12 @@ def arithmetic(name: str) -> Handler:
         if left.constant is None and right.constant is None:
             return _two_values(c, name, left, right, alpha)
         if right.constant is not None and left.constant is None:
-            k = _channelwise(right.constant, left.shape)
+            k = _channelwise(right.constant, left)
             if name == "div" and not k.all():
                 raise NotNative("a value is divided by zero")
             return scaled(c, left, *_ON_THE_RIGHT[name](k, alpha))
         if left.constant is not None and right.constant is None and name != "div":
-            return scaled(c, right, *_ON_THE_LEFT[name](_channelwise(left.constant, right.shape), alpha))
+            return scaled(c, right, *_ON_THE_LEFT[name](_channelwise(left.constant, right), alpha))
         raise NotNative(f"a constant stands on the wrong side of a {name}")
 
     return handle
@@ -62,14 +62,18 @@ def _two_values(c: Compiler, name: str, left: Made, right: Made, alpha: float) -
     if name == "div":
         raise NotNative("a value is divided by another")
     joins_left = c.order(left) >= c.order(right)
+    if left.tokens != right.tokens:
+        raise NotNative("the channels of two operands lie on different axes")
     if left.shape != right.shape:
         joins_left = math.prod(left.shape) > math.prod(right.shape)
         large, small = (left, right) if joins_left else (right, left)
-        is_pixel_gain = name == "mul" and small.channels == 1 and small.shape[1:] == large.shape[1:]
+        is_pixel_gain = name == "mul" and small.channels == 1 and small.pixels == large.pixels
         if is_pixel_gain:
             return c.extended(large, Op(Code.GAIN, c.stored(small)))
         if small.channels != large.channels or math.prod(small.size) != 1 or len(small.shape) != len(large.shape):
             raise NotNative(f"operands have the shapes {left.shape} and {right.shape}")
+    if math.prod(left.size) > 1 and math.prod(right.size) > 1 and left.size != right.size:
+        raise NotNative("the pixels of two operands lie in different ways")
     base, other = (left, right) if joins_left else (right, left)
     image = c.stored(other)
     if name == "mul":
@@ -81,14 +85,14 @@ def _two_values(c: Compiler, name: str, left: Made, right: Made, alpha: float) -
     return c.extended(signed, Op(Code.ADD, image, low=1.0))
 
 
-def _channelwise(constant: Array, shape: tuple[int, ...]) -> Array:
-    """A constant operand per channel, if it varies over channels only."""
+def _channelwise(constant: Array, x: Made) -> Array:
+    """A constant operand per channel of x, if it varies over channels only."""
     array = np.asarray(constant, np.float64)
     if array.size == 1:
         return array.reshape(-1)
-    if array.ndim > len(shape) + 1:
+    if array.ndim > len(x.shape) + 1:
         raise NotNative("a constant operand has more axes than the value")
-    full = array.reshape((1,) * (len(shape) + 1 - array.ndim) + array.shape)
-    if full.shape[0] != 1 or full.shape[1] != shape[0] or any(n != 1 for n in full.shape[2:]):
+    full = array.reshape((1,) * (len(x.shape) + 1 - array.ndim) + array.shape)
+    if full.shape[x.axis] != x.channels or full.size != x.channels:
         raise NotNative("a constant operand varies over more than the channels")
     return full.reshape(-1)

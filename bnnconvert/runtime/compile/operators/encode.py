@@ -3,7 +3,7 @@
 import numpy as np
 
 from bnnconvert.artifact.schema import Array
-from bnnconvert.runtime.compile.compiler import Compiler, Made, number
+from bnnconvert.runtime.compile.compiler import Compiler, Made, NotNative, number
 from bnnconvert.runtime.compile.plan import LANES, Code, Dot, Image, Kind, Op, Reduce, Step, StepKind, per_channel
 from bnnconvert.values.program import Node
 
@@ -17,8 +17,10 @@ def encode(c: Compiler, node: Node) -> Made:
     assert thresholds is not None
     assert start is not None
     planes, _, levels = thresholds.shape
+    if x.axis != 1:
+        raise NotNative("the channels of an encoding lie on another axis than the second")
     bits = Image(Kind.BITS, x.channels, *x.size, planes=planes)
-    made = Made((planes * x.channels, *x.shape[1:]), image=bits)
+    made = x.of_channels(planes * x.channels, image=bits)
     rows = np.broadcast_to(thresholds, (planes, x.channels, levels))
     starts = np.broadcast_to(start, (planes, x.channels))
     step = x.step
@@ -70,10 +72,10 @@ def quantize(c: Compiler, node: Node) -> Made:
     x = c.value(node.arguments["x"])
     factor = number(node.arguments["factor"])
     source = next((s for s in c.steps if s.kind == StepKind.INPUT and s.output is x.image), None)
-    if source is not None and not c.is_read(x.image) and not c.is_used_later(x):
+    if source is not None and not source.tokens and not c.is_read(x.image) and not c.is_used_later(x):
         source.output, source.factor = Image(Kind.BYTES, x.channels, *x.size), factor
-        return Made(x.shape, image=source.output)
+        return x.like(image=source.output)
     step = c.ending_with(x)
     image = Image(Kind.BYTES, x.channels, *x.size)
     step.chain.append(Op(Code.QUANTIZE, image, low=factor))
-    return Made(x.shape, image=image)
+    return x.like(image=image)

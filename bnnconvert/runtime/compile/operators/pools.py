@@ -14,7 +14,7 @@ def pool(reduce: Reduce, rank: int = 2) -> Handler:
         a = node.arguments
         x = c.value(a["self"])
         kernel = pair(a["kernel_size"], first=1 if rank == 1 else None)
-        lay = geometry(node, kernel, x.size, stride=kernel, rank=rank)
+        lay = geometry(node, kernel, x.grid, stride=kernel, rank=rank)
         made = Made((x.channels, *lay.out[2 - rank :]))
         if x.image is not None and x.image.kind != Kind.FLOATS:
             raise NotNative("a pool of signs")
@@ -32,7 +32,7 @@ def _divisor(node: Node, lay: Geometry, x: Made) -> int:
     given = node.arguments.get("divisor_override")
     if given is not None:
         return int(number(given))
-    overhangs = any(e > p for e, p in zip(lay.halo(*x.size)[2:], lay.padding, strict=True))
+    overhangs = any(e > p for e, p in zip(lay.halo(*x.grid)[2:], lay.padding, strict=True))
     if overhangs and any(lay.padding):
         raise NotNative("an average pool pads and rounds its size up")
     counts_padding = bool(node.arguments.get("count_include_pad", True))
@@ -43,26 +43,27 @@ def adaptive_avg_pool2d(c: Compiler, node: Node) -> Made:
     """An average over the parts of an image, where all have the same size."""
     x = c.value(node.arguments["self"])
     out = pair(node.arguments["output_size"])
-    if any(n % o for n, o in zip(x.size, out, strict=True)):
+    if any(n % o for n, o in zip(x.grid, out, strict=True)):
         raise NotNative("the windows of an adaptive pool differ in size")
-    return _average(c, x, out, (x.channels, *out))
+    return _average(c, x, out, Made((x.channels, *out)))
 
 
 def mean(c: Compiler, node: Node) -> Made:
-    """An average over both axes of an image."""
+    """An average over all pixels."""
     x, dims = c.value(node.arguments["self"]), node.arguments["dim"]
     rank = len(x.shape) + 1
     given = {int(number(d)) % rank for d in dims} if isinstance(dims, tuple) else set()
-    if given != set(range(2, rank)) or node.arguments.get("dtype") is not None:
+    if given != set(range(1, rank)) - {x.axis} or node.arguments.get("dtype") is not None:
         raise NotNative("a mean is taken over other axes than the image's")
     keeps = bool(node.arguments.get("keepdim", False))
-    return _average(c, x, (1, 1), (x.channels, *(1,) * (rank - 2 if keeps else 0)))
+    one_pixel = tuple(d if axis == x.axis else 1 for axis, d in enumerate(x.shape, 1))
+    made = Made(one_pixel, tokens=x.tokens) if keeps else Made((x.channels,))
+    return _average(c, x, (1, 1), made)
 
 
-def _average(c: Compiler, x: Made, out: tuple[int, int], shape: tuple[int, ...]) -> Made:
+def _average(c: Compiler, x: Made, out: tuple[int, int], made: Made) -> Made:
     kernel = (x.size[0] // out[0], x.size[1] // out[1])
     lay = Geometry(kernel, kernel, (1, 1), (0, 0), out)
     step = Step(StepKind.WINDOW, c.layer, input=c.stored(x), geometry=lay, reduce=Reduce.SUM, divisor=math.prod(kernel))
-    made = Made(shape)
     c.start(step, made)
     return made

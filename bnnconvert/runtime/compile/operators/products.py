@@ -14,14 +14,15 @@ from bnnconvert.values.program import Node
 def binary_conv2d(c: Compiler, node: Node) -> Made:
     """A convolution of bits."""
     a = node.arguments
-    bits = c.value(a["bits"]).image
+    x = c.value(a["bits"])
+    bits = x.image
     weight = c.tensor(a["weight"])
     assert bits is not None
     assert weight is not None
     channels, groups, zero = int(number(a["in_channels"])), int(number(a["groups"])), a["pad_bit"] == "zero"
     if groups > 1 and channels // groups % 32 and math.prod(pair(a["kernel"])) * -(-channels // groups // 32) > 512:
         raise NotNative("the windows of a group are too large")
-    lay = geometry(node, pair(a["kernel"]), (bits.height, bits.width))
+    lay = geometry(node, pair(a["kernel"]), x.grid)
     _pad(bits, lay, ones=not zero)
     return _binary(c, bits, weight, lay, groups=groups, pads_zero=zero)
 
@@ -64,7 +65,7 @@ def int8_conv2d(c: Compiler, node: Node) -> Made:
     groups = int(number(node.arguments["groups"]))
     if groups > 1 and weight.shape[1] % 4:
         raise NotNative("groups of bytes that do not fill words")
-    lay = geometry(node, (weight.shape[2], weight.shape[3]), x.size)
+    lay = geometry(node, (weight.shape[2], weight.shape[3]), x.grid)
     _pad(x.image, lay, ones=False)
     return _bytes(c, x.image, weight.transpose(0, 2, 3, 1), lay, groups=groups, rank=3)
 
@@ -92,14 +93,14 @@ def conv2d(c: Compiler, node: Node) -> Made:
     x, weight = c.value(node.arguments["input"]), c.tensor(node.arguments["weight"])
     assert weight is not None
     lay = padded_alike if isinstance(node.arguments.get("padding"), str) else geometry
-    return _convolved(c, node, x, weight, lay(node, (weight.shape[2], weight.shape[3]), x.size))
+    return _convolved(c, node, x, weight, lay(node, (weight.shape[2], weight.shape[3]), x.grid))
 
 
 def conv1d(c: Compiler, node: Node) -> Made:
     """A float convolution of rows, which are images of one line."""
     x, weight = c.value(node.arguments["input"]), c.tensor(node.arguments["weight"])
     assert weight is not None
-    lay = geometry(node, (1, weight.shape[2]), x.size, rank=1)
+    lay = geometry(node, (1, weight.shape[2]), x.grid, rank=1)
     return _convolved(c, node, x, weight[:, :, None], lay)
 
 
@@ -133,9 +134,9 @@ def linear(c: Compiler, node: Node) -> Made:
 
 
 def _linear(c: Compiler, x: Made, weight: Array, outputs: int, inputs: int, dot: Dot) -> Made:
-    if x.shape != (inputs,):
-        raise NotNative("a linear layer has rows of rows as input")
-    image, made = c.stored(x), Made((outputs,))
+    if x.channels != inputs or x.axis != len(x.shape):
+        raise NotNative("the rows of a linear layer do not lie along the channels")
+    image, made = c.stored(x), x.of_channels(outputs)
     c.start(Step(StepKind.CONV, c.layer, input=image, geometry=_point(image), weights=weight, dot=dot), made)
     return made
 
@@ -147,7 +148,7 @@ def signed_conv2d(c: Compiler, node: Node) -> Made:
     assert weight is not None
     if len(weight) > 1:
         raise NotNative("several weight planes with float input")
-    lay, image = geometry(node, pair(a["kernel"]), x.size), c.stored(x)
+    lay, image = geometry(node, pair(a["kernel"]), x.grid), c.stored(x)
     _pad(image, lay, ones=a["pad_bit"] == "one")
     groups, made = int(number(a["groups"])), Made((weight.shape[1], *lay.out))
     step = Step(StepKind.CONV, c.layer, input=image, geometry=lay, dot=Dot.SIGNS, groups=groups, weights=weight)
@@ -172,7 +173,7 @@ def masked_conv2d(c: Compiler, node: Node) -> Made:
     assert weight is not None
     if number(a["groups"]) != 1:
         raise NotNative("a masked convolution has groups")
-    lay, image = geometry(node, (weight.shape[2], weight.shape[3]), x.size), c.stored(x)
+    lay, image = geometry(node, (weight.shape[2], weight.shape[3]), x.grid), c.stored(x)
     _pad(image, lay, ones=False)
     return _masked(c, node, image, weight.transpose(0, 2, 3, 1), lay, rank=3)
 

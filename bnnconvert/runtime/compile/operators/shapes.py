@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from bnnconvert.runtime.compile.compiler import Compiler, Made, NotNative, number
+from bnnconvert.runtime.compile.order import axes_after
 from bnnconvert.runtime.compile.plan import Code, Image, Kind, Op, Step, StepKind
 from bnnconvert.values.program import Argument, Node
 
@@ -22,16 +23,43 @@ def reshape(c: Compiler, node: Node) -> Made:
     shape = tuple(d for d in declared[1:] if isinstance(d, int))
     if math.prod(shape) != math.prod(x.shape) or not 1 <= len(shape) <= 3:
         raise NotNative(f"the shape {x.shape} becomes {shape}")
-    after = Made(shape)
+    after = Made(shape, tokens=x.tokens and len(shape) > 1)
+    if x.channels == after.channels:
+        after.lies = None if after.size == x.size else x.size
+        return _renamed(c, x, after)
+    if x.tokens:
+        raise NotNative(f"tokens of the shape {x.shape} become {shape}")
     if x.image is not None and x.image.kind != Kind.FLOATS:
         raise NotNative("bits take another shape")
-    if x.channels == after.channels and x.size == after.size and not c.is_used_later(x):
-        after.step, after.image = x.step, x.image
-        if x.step is not None and c.top.get(x.step) is x:
-            c.top[x.step] = after
-        return after
     after.image = Image(Kind.FLOATS, after.channels, *after.size)
     c.steps.append(Step(StepKind.COPY, c.layer, input=c.stored(x), output=after.image))
+    return after
+
+
+def reordered(c: Compiler, node: Node) -> Made:
+    """Another order of axes: nothing to do where it moves the channels alone, to the front or to the end."""
+    x = c.value(node.arguments["self"])
+    axes = axes_after(node, len(x.shape) + 1)
+    pixels = [axis for axis in axes[1:] if axis != x.axis]
+    if x.constant is not None or axes[0] != 0 or pixels != sorted(pixels) or x.axis not in (axes[1], axes[-1]):
+        raise NotNative(f"the axes of {x.shape} take the order {axes}")
+    after = Made(tuple(x.shape[axis - 1] for axis in axes[1:]), tokens=len(axes) > 2 and axes[-1] == x.axis)
+    after.lies = None if after.size == x.size else x.size
+    return _renamed(c, x, after)
+
+
+def same(c: Compiler, node: Node) -> Made:
+    """The value itself."""
+    return c.value(node.arguments["self"])
+
+
+def _renamed(c: Compiler, x: Made, after: Made) -> Made:
+    """Another name for the same numbers, in the same image or chain."""
+    if c.is_used_later(x):
+        c.stored(x)
+    after.step, after.image = x.step, x.image
+    if x.step is not None and c.top.get(x.step) is x:
+        c.top[x.step] = after
     return after
 
 
@@ -48,11 +76,17 @@ def cat(c: Compiler, node: Node) -> Made:
     operands = [c.value(argument) for argument in parts]
     first = operands[0]
     axis = int(number(node.arguments.get("dim", 0))) % (len(first.shape) + 1)
-    if axis != 1 or any(x.constant is not None or x.shape[1:] != first.shape[1:] for x in operands):
+    alike = all(x.constant is None and _placed(x) == _placed(first) for x in operands)
+    if axis != first.axis or not alike:
         raise NotNative("a concatenation along another axis than the channels")
-    made = Made((sum(x.channels for x in operands), *first.shape[1:]))
+    made = first.of_channels(sum(x.channels for x in operands))
     made.image, channel = Image(Kind.FLOATS, made.channels, *made.size), 0
     for x in operands:
         c.ending_with(x).chain.append(Op(Code.STORE, made.image, channel=channel))
         channel += x.channels
     return made
+
+
+def _placed(x: Made) -> tuple[bool, tuple[int, ...], tuple[int, int]]:
+    """How the pixels of a value lie."""
+    return x.tokens, x.pixels, x.size

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from bnnconvert.runtime.compile.compiler import Handler
 from bnnconvert.runtime.compile.operators.activations import clamp, gelu, leaky_relu, prelu, softmax, unary
-from bnnconvert.runtime.compile.operators.affine import affine, batch_norm, negative
+from bnnconvert.runtime.compile.operators.affine import affine, batch_norm, layer_norm, negative
 from bnnconvert.runtime.compile.operators.arithmetic import arithmetic
 from bnnconvert.runtime.compile.operators.encode import encode, quantize
 from bnnconvert.runtime.compile.operators.pools import adaptive_avg_pool2d, mean, pool
@@ -22,7 +22,7 @@ from bnnconvert.runtime.compile.operators.products import (
     signed_conv2d,
     signed_linear,
 )
-from bnnconvert.runtime.compile.operators.shapes import cat, reshape
+from bnnconvert.runtime.compile.operators.shapes import cat, reordered, reshape, same
 from bnnconvert.runtime.compile.plan import Code, Reduce
 
 HANDLERS: Mapping[str, Handler] = {
@@ -42,6 +42,7 @@ HANDLERS: Mapping[str, Handler] = {
     "aten.conv2d.padding": conv2d,
     "aten.linear.default": linear,
     "aten.batch_norm.default": batch_norm,
+    "aten.layer_norm.default": layer_norm,
     "aten.relu.default": clamp(0.0, math.inf),
     "aten.relu6.default": clamp(0.0, 6.0),
     "aten.hardtanh.default": clamp("min_val", "max_val"),
@@ -80,6 +81,12 @@ HANDLERS: Mapping[str, Handler] = {
     "aten.view.default": reshape,
     "aten.flatten.using_ints": reshape,
     "aten.squeeze.dims": reshape,
+    "aten.squeeze.dim": reshape,
+    "aten.unsqueeze.default": reshape,
+    "aten.permute.default": reordered,
+    "aten.transpose.int": reordered,
+    "aten.contiguous.default": same,
+    "aten.clone.default": same,
     "aten.softmax.int": softmax(logarithm=False),
     "aten.log_softmax.int": softmax(logarithm=True),
     "aten.cat.default": cat,

@@ -139,6 +139,7 @@ std::unique_ptr<Step> Engine::make_step(const StepSpec& step, const Build& build
         case StepKind::window: return make_window(step, build);
         case StepKind::map: return make_map(step, build);
         case StepKind::softmax: return make_softmax(step, build);
+        case StepKind::normalize: return make_normalize(step, build);
         case StepKind::masked: return make_masked(step, build);
         case StepKind::pool_bits: return make_pool_bits(step, build);
         case StepKind::copy: return make_copy(step, build);

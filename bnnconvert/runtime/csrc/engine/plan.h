@@ -51,7 +51,7 @@ struct ChainSpec {
     Blob a, b, start;
 };
 
-enum class StepKind : uint8_t { input, conv, window, map, softmax, pool_bits, copy, output, masked };
+enum class StepKind : uint8_t { input, conv, window, map, softmax, pool_bits, copy, output, masked, normalize };
 
 struct StepSpec {
     StepKind kind;
@@ -64,7 +64,8 @@ struct StepSpec {
     Reduce reduce{};
     int divisor = 0;              // of a sum; 0 stands for the number of taps inside the image
     bool logarithm = false;
-    float factor = 0;             // of an input that is taken in bytes
+    float factor = 0;             // of an input that is taken in bytes; added to a variance
+    bool is_tokens = false;       // outside the channels come last, too
     std::vector<ChainSpec> chain;
 };
 

@@ -11,7 +11,7 @@
 namespace bnn {
 namespace {
 
-constexpr int64_t kMagic = 0x316e616c706e6e62;  // "bnnplan1"
+constexpr int64_t kMagic = 0x326e616c706e6e62;  // "bnnplan2"
 constexpr int64_t kMaxImages = 1 << 16, kMaxSteps = 1 << 16, kMaxChain = 1 << 16;
 constexpr int64_t kMaxSize = 1 << 24, kMaxHalo = 1 << 16, kMaxElements = int64_t{1} << 28;
 constexpr int64_t kMaxTaps = 1 << 20, kMaxBytes = 1 << 16;
@@ -91,7 +91,7 @@ class StepReader {
     StepReader(Words& words, const Plan& plan) : words_(words), plan_(plan) {}
 
     StepSpec read() {
-        step_.kind = static_cast<StepKind>(words_.number(0, static_cast<int>(StepKind::masked), "the kind of a step"));
+        step_.kind = static_cast<StepKind>(words_.number(0, static_cast<int>(StepKind::normalize), "the kind of a step"));
         step_.name = words_.text();
         switch (step_.kind) {
             case StepKind::input:
@@ -103,6 +103,7 @@ class StepReader {
                 take_positions(spec(step_.input));
                 break;
             case StepKind::softmax: read_softmax(); break;
+            case StepKind::normalize: read_normalize(); break;
             case StepKind::pool_bits: read_pool_bits(); break;
             case StepKind::copy: read_copy(); break;
             case StepKind::masked: read_masked(); break;
@@ -135,11 +136,14 @@ class StepReader {
     void read_edge() {
         if (step_.kind == StepKind::output) {
             step_.input = image(Kind::floats);
+            step_.is_tokens = words_.number(0, 1, "the order of a way out");
             return take_positions(spec(step_.input));
         }
         step_.output = words_.number(0, static_cast<int64_t>(plan_.images.size()) - 1, "an image's number");
         step_.factor = words_.real();
+        step_.is_tokens = words_.number(0, 1, "the order of a way in");
         require(spec(step_.output).kind != Kind::bits, "the way in takes no signs");
+        require(spec(step_.output).kind == Kind::floats || !step_.is_tokens, "bytes come in with their channels first");
         take_positions(spec(step_.output));
     }
 
@@ -251,6 +255,13 @@ class StepReader {
     void read_softmax() {
         step_.input = image(Kind::floats), step_.output = image(Kind::floats);
         step_.logarithm = words_.number(0, 1, "the kind of a softmax");
+        take_positions(spec(step_.input));
+        check_same(spec(step_.output), step_.channels);
+    }
+
+    void read_normalize() {
+        step_.input = image(Kind::floats), step_.output = image(Kind::floats);
+        step_.factor = words_.real();
         take_positions(spec(step_.input));
         check_same(spec(step_.output), step_.channels);
     }

@@ -1,4 +1,4 @@
-// Steps without a tile: the way in and out, softmax, pools of bits, copies into another order.
+// Steps without a tile: the way in and out, softmax, normalization, pools of bits, copies into another order.
 #include <algorithm>
 #include <cstring>
 
@@ -21,14 +21,14 @@ void share_rows(int64_t rows, bool is_parallel, Pool& pool, const F& work) {
     });
 }
 
-// Between the caller's order (channels, height, width) and ours (height, width, channels).
+// Between the caller's order (channels, height, width) and ours (height, width, channels), which is that of tokens.
 class Edge : public Step {
   public:
     Edge(const StepSpec& step, const Build& build, int number, bool is_input)
         : channels_(step.channels), height_(step.height), width_(step.width), number_(number), is_input_(is_input),
           image_(build.image(is_input ? step.output : step.input)), edges_(build.edges),
           rows_(build.kernels.rows), takes_bytes_(is_input && build.spec(step.output).kind == Kind::bytes),
-          factor_(step.factor) {
+          is_tokens_(step.is_tokens), factor_(step.factor) {
         seconds = kSecondsPerNumber * channels_ * height_ * width_;
     }
 
@@ -40,6 +40,7 @@ class Edge : public Step {
             const Place place{static_cast<int32_t>(row / height_), static_cast<int32_t>(row % height_), 0};
             uint32_t* elements = at(image_, place);
             float* ours = floats(elements);
+            if (is_tokens_) return copy_tokens(ours, (edges_.first + place.sample) * size + place.y * numbers());
             const int64_t theirs = (edges_.first + place.sample) * size + int64_t{place.y} * width_;
             if (is_input_ && takes_bytes_)
                 rows_.interleave_bytes(edges_.inputs[number_] + theirs, plane, channels_, width_, factor_, elements);
@@ -53,22 +54,34 @@ class Edge : public Step {
     }
 
   private:
+    int64_t numbers() const { return int64_t{width_} * channels_; }  // in a row
+
+    void copy_tokens(float* ours, int64_t theirs) const {
+        const size_t bytes = sizeof(float) * static_cast<size_t>(numbers());
+        if (is_input_)
+            std::memcpy(ours, edges_.inputs[number_] + theirs, bytes);
+        else
+            std::memcpy(edges_.outputs[number_] + theirs, ours, bytes);
+    }
+
     int channels_, height_, width_, number_;
     bool is_input_;
     Image image_;
     const Edges& edges_;
     const RowKernels& rows_;
-    bool takes_bytes_;
+    bool takes_bytes_, is_tokens_;
     float factor_;
 };
 
-class Softmax : public Step {
+// What becomes of the channels of each pixel: softmax, or mean 0 and variance 1.
+class PixelStep : public Step {
   public:
-    Softmax(const StepSpec& step, const Build& build)
-        : channels_(step.channels), height_(step.height), width_(step.width), logarithm_(step.logarithm),
-          input_(build.image(step.input)), output_(build.image(step.output)), kernel_(build.kernels.rows.softmax) {}
+    PixelStep(const StepSpec& step, const Build& build)
+        : channels_(step.channels), height_(step.height), width_(step.width),
+          is_softmax_(step.kind == StepKind::softmax), logarithm_(step.logarithm), eps_(step.factor),
+          input_(build.image(step.input)), output_(build.image(step.output)), kernels_(build.kernels.rows) {}
 
-    const char* kernel() const override { return "softmax"; }
+    const char* kernel() const override { return is_softmax_ ? "softmax" : "normalize"; }
 
     void run(int samples, Pool& pool) override {
         share_rows(int64_t{samples} * height_, is_parallel, pool, [&](int64_t row) {
@@ -76,16 +89,20 @@ class Softmax : public Step {
             for (int x = 0; x < width_; x++, walk.next()) {
                 float* to = floats(at(output_, walk.place()));
                 std::memcpy(to, at(input_, walk.place()), sizeof(float) * static_cast<size_t>(channels_));
-                kernel_(to, channels_, logarithm_);
+                if (is_softmax_)
+                    kernels_.softmax(to, channels_, logarithm_);
+                else
+                    kernels_.normalize(to, channels_, eps_);
             }
         });
     }
 
   private:
     int channels_, height_, width_;
-    bool logarithm_;
+    bool is_softmax_, logarithm_;
+    float eps_;
     Image input_, output_;
-    SoftmaxFn kernel_;
+    const RowKernels& kernels_;
 };
 
 // The maximum of numbers before their thresholds: an OR of rising bits, an AND of falling ones.
@@ -166,7 +183,11 @@ std::unique_ptr<Step> make_output(const StepSpec& step, const Build& build, int 
 }
 
 std::unique_ptr<Step> make_softmax(const StepSpec& step, const Build& build) {
-    return std::make_unique<Softmax>(step, build);
+    return std::make_unique<PixelStep>(step, build);
+}
+
+std::unique_ptr<Step> make_normalize(const StepSpec& step, const Build& build) {
+    return std::make_unique<PixelStep>(step, build);
 }
 
 std::unique_ptr<Step> make_pool_bits(const StepSpec& step, const Build& build) {

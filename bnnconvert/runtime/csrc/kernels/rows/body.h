@@ -26,6 +26,31 @@ void softmax(float* x, int count, bool logarithm) {
     for (int i = 0; i < count; i++) x[i] = logarithm ? x[i] - shift : x[i] * scale;
 }
 
+float sum_of(const Floats& v) {
+    float total = 0;
+    for (int lane = 0; lane < 16; lane++) total += v[lane];
+    return total;
+}
+
+void normalize(float* x, int count, float eps) {
+    const int whole = count / 16 * 16;
+    Floats sums{};
+    for (int i = 0; i < whole; i += 16) sums += load(x + i);
+    float total = sum_of(sums);
+    for (int i = whole; i < count; i++) total += x[i];
+    const float mean = total / static_cast<float>(count);
+    Floats squares{};
+    for (int i = 0; i < whole; i += 16) {
+        const Floats v = load(x + i) - mean;
+        squares += v * v;
+    }
+    total = sum_of(squares);
+    for (int i = whole; i < count; i++) total += (x[i] - mean) * (x[i] - mean);
+    const float scale = 1 / std::sqrt(total / static_cast<float>(count) + eps);
+    for (int i = 0; i < whole; i += 16) store(x + i, (load(x + i) - mean) * scale);
+    for (int i = whole; i < count; i++) x[i] = (x[i] - mean) * scale;
+}
+
 // Where number `lane` of sixteen pixels of three channels comes from: of the first two planes, then with the third one.
 constexpr int of_two(int lane) { return lane % 3 == 1 ? 16 + lane / 3 : lane / 3; }
 constexpr int of_three(int lane) { return lane % 3 == 2 ? 16 + lane / 3 : lane % 16; }
@@ -79,7 +104,7 @@ void interleave_bytes(const float* from, int64_t plane, int channels, int pixels
         }
 }
 
-constexpr RowKernels kRows = {softmax, interleave, interleave_bytes};
+constexpr RowKernels kRows = {softmax, normalize, interleave, interleave_bytes};
 
 }  // namespace
 }  // namespace bnn

@@ -8,6 +8,9 @@ namespace bnn {
 // x[0..count) in place: e^x / sum e^x, or its logarithm.
 using SoftmaxFn = void (*)(float* x, int count, bool logarithm);
 
+// x[0..count) in place: (x - mean) / sqrt(variance + eps).
+using NormalizeFn = void (*)(float* x, int count, float eps);
+
 // to[pixel][channel] = from[channel][pixel], planes `plane` apart.
 using InterleaveFn = void (*)(const float* from, int64_t plane, int channels, int pixels, float* to);
 
@@ -17,6 +20,7 @@ using InterleaveBytesFn = void (*)(const float* from, int64_t plane, int channel
 
 struct RowKernels {
     SoftmaxFn softmax;
+    NormalizeFn normalize;
     InterleaveFn interleave;
     InterleaveBytesFn interleave_bytes;
 };
