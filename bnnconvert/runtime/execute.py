@@ -190,8 +190,8 @@ class _Torch:
         except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
             reason = first_line(error)[:300]
             raise ArtifactError(
-                f"{self.at}: torch does not run it with these arguments ({reason}); look at the values of the input, or "
-                "export the model again."
+                f"{self.at}: torch does not run it with these arguments ({reason}); look at the values of the input, "
+                "or export the model again."
             ) from error
         results = tuple(result) if isinstance(result, list | tuple) else (result,)
         actual = [(str(r.dtype).removeprefix("torch."), tuple(r.shape)) for r in results]

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bnnconvert.artifact.schema import Array
-from bnnconvert.runtime.compile.compiler import Compiler, NotNative
+from bnnconvert.runtime.compile.compiler import Compiler
+from bnnconvert.runtime.compile.made import NotNative
 from bnnconvert.runtime.compile.operators.table import HANDLERS
 from bnnconvert.values.program import Node, Program, Value
 

@@ -21,13 +21,24 @@ VALUES = [-(2**63), -1, 0, 1, 2, 3, 7, 31, 33, 63, 65, 255, 1000, 65535, 65536, 
 FLOATS = program_of(
     lambda x, c: F.max_pool2d(F.prelu(x, c) + x, 3, 2, 1).mean((2, 3)), torch.randn(2, 20, 9, 7), torch.randn(20)
 )
+TOKENS = program_of(
+    lambda x, w: (
+        F.scaled_dot_product_attention(
+            *F.linear(F.layer_norm(x, (20,)), w).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+        )
+        .transpose(1, 2)
+        .flatten(2)
+    ),
+    torch.randn(2, 9, 20),
+    torch.randn(24, 20),
+)
 MOST = 2**22
 """Elements that a test sends in or takes out."""
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(
-    case=st.one_of(binary_networks(), int8_networks(), masked_networks(), st.just(FLOATS)),
+    case=st.one_of(binary_networks(), int8_networks(), masked_networks(), st.sampled_from([FLOATS, TOKENS])),
     place=st.integers(0, 10**6),
     value=st.sampled_from(VALUES),
     data=st.data(),

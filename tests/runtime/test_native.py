@@ -102,6 +102,19 @@ def _block(x: Tensor, into: Tensor, back: Tensor) -> Tensor:
     return x + y.permute(0, 2, 3, 1).squeeze(2).contiguous()
 
 
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Heads (N, H, T, D) to tokens."""
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def _in_three(x: Tensor, weight: Tensor, heads: int) -> Tensor:
+    return F.linear(x, weight).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+
+
+def _of_chunks(x: Tensor, weight: Tensor, cut: Callable[[Tensor], tuple[Tensor, ...]]) -> Tensor:
+    return _attend(*(part.unflatten(-1, (2, -1)).transpose(1, 2) for part in cut(F.linear(x, weight))))
+
+
 FUNCTIONS: dict[str, list[tuple[Callable[..., Tensor], Tensor, list[Tensor]]]] = {
     "aten.conv2d.default": [
         (lambda x, w, b: F.conv2d(x, w, b, padding=1), X, [_image(33, 20, 3, 3), _image(33)]),
@@ -139,6 +152,28 @@ FUNCTIONS: dict[str, list[tuple[Callable[..., Tensor], Tensor, list[Tensor]]]] =
             lambda x, w: F.conv2d(F.layer_norm(x.permute(0, 2, 3, 1), (20,)).permute(0, 3, 1, 2), w),
             X,
             [X[:1, :, :3, :3]],
+        ),
+    ],
+    "aten.unbind.int": [
+        (lambda x, w: _attend(*_in_three(x, w, 3).unbind(0)) * 2, TOKENS, [_image(45, 20)]),
+    ],
+    "aten.select.int": [(lambda x, w: _attend(*(_in_three(x, w, 2)[i] for i in range(3))), TOKENS, [_image(102, 20)])],
+    "aten.slice.Tensor": [
+        (lambda x, w: _of_chunks(x, w, lambda y: (y[..., :8], y[..., 8:16], y[..., 4:12])), TOKENS, [_image(16, 20)]),
+    ],
+    "aten.unflatten.int": [(lambda x: F.relu(x).unflatten(-1, (4, 5)).flatten(2) * 2, TOKENS, [])],
+    "aten.chunk.default": [(lambda x, w: _of_chunks(x, w, lambda y: y.chunk(3, -1)), TOKENS, [_image(12, 20)])],
+    "aten.split.Tensor": [(lambda x, w: _of_chunks(x, w, lambda y: y.split(128, -1)), TOKENS, [_image(384, 20)])],
+    "aten.scaled_dot_product_attention.default": [
+        (
+            lambda x, w, u: _attend(F.linear(x, w)[:, None], x[:, None], F.linear(x, u)[:, None]) + 1,
+            TOKENS,
+            [_image(20, 20), _image(7, 20)],
+        ),
+        (
+            lambda x, w: F.scaled_dot_product_attention(*[F.linear(x, w)[:, None]] * 3, scale=0.3)[:, 0] * 2,
+            TOKENS,
+            [_image(20, 20)],
         ),
     ],
     "aten.transpose.int": [(_block, TOKENS, [_image(36, 20, 1, 1), _image(20, 36, 1, 1)])],

@@ -1,5 +1,7 @@
 """What runs in the engine and what does not: no wrong result, and no error where the portable executor has none."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -55,6 +57,41 @@ def test_a_scale_on_the_last_of_three_axes_stays_outside() -> None:
     case = Case(program, {"s": np.float32([[1, 2, 3, 4, 5]])}, np.ones((2, 5, 5), np.float32))
     assert np.array_equal(outputs(case, ISA)[0], outputs(case, None)[0])
     assert "another axis" in executor(case).reasons[0]
+
+
+def _heads(x: torch.Tensor) -> torch.Tensor:
+    return x.unflatten(-1, (4, 5)).transpose(1, 2)
+
+
+MASK = torch.ones(9, 9).tril().log()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.scaled_dot_product_attention(*[_heads(F.relu(x))] * 3, attn_mask=MASK).transpose(1, 2).flatten(2),
+        lambda x: F.scaled_dot_product_attention(*[_heads(F.relu(x))] * 3, is_causal=True).transpose(1, 2).flatten(2),
+        lambda x: F.scaled_dot_product_attention(*[_heads(F.relu(x))[:1].expand_as(_heads(x))] * 3).flatten(2),
+        lambda x: F.scaled_dot_product_attention(*[F.relu(x).unflatten(1, (3, 3))] * 3).flatten(1, 2),
+        lambda x: F.relu(_heads(F.relu(x))) + 1,
+        lambda x: F.relu(F.layer_norm(x, (9, 20))),
+        lambda x: F.relu(x) + F.relu(x.transpose(1, 2)).transpose(1, 2),
+        lambda x: F.max_pool1d(F.layer_norm(x, (20,)), 2) * 2,
+        lambda x: torch.cat([F.layer_norm(x, (20,)), F.relu(x)[:, :1]], 1) * 2,
+    ],
+)
+def test_orders_that_the_engine_does_not_know_stay_outside(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    case = program_of(function, torch.randn(2, 9, 20))
+    np.testing.assert_allclose(outputs(case, ISA)[0], outputs(case, None)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_heads_that_lie_in_another_order_are_named() -> None:
+    case = program_of(
+        lambda x: F.scaled_dot_product_attention(*[F.relu(x).unflatten(-1, (5, 4)).permute(0, 3, 1, 2)] * 3),
+        torch.randn(2, 9, 20),
+    )
+    assert "the heads of attention lie in another order" in executor(case).reasons.values()
+    np.testing.assert_allclose(outputs(case, ISA)[0], outputs(case, None)[0], rtol=1e-5, atol=1e-6)
 
 
 def test_a_factor_per_pixel_joins_the_chain() -> None:

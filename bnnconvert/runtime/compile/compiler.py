@@ -7,12 +7,11 @@ bits of the next layer, in one pass over memory.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from bnnconvert.artifact.schema import Array
+from bnnconvert.runtime.compile.made import Made, NotNative, View
 from bnnconvert.runtime.compile.order import read_as_tokens
 from bnnconvert.runtime.compile.plan import (
     LANES,
@@ -33,71 +32,6 @@ from bnnconvert.values.program import Argument, Batch, Constant, Node, NonFinite
 ENCODE = "bnnconvert.encode"
 
 
-class NotNative(Exception):
-    """The engine has no way to run this node; the text says what is missing."""
-
-
-@dataclass(eq=False)
-class Made:
-    """A value of the program, as far as it exists in the plan."""
-
-    shape: tuple[int, ...]
-    """Of one sample, as the program has it."""
-    step: Step | None = None
-    """Makes the value in its chain."""
-    image: Image | None = None
-    """Holds the value."""
-    constant: Array | None = None
-    tokens: bool = False
-    """Whether the channels are the last axis, as of tokens (T, C), and not the first, as of an image (C, H, W)."""
-    lies: tuple[int, int] | None = None
-    """Height and width of the image that holds the value, where they are not what the shape says."""
-
-    @property
-    def axis(self) -> int:
-        """The axis of the channels, the samples being axis 0."""
-        return len(self.shape) if self.tokens else 1
-
-    @property
-    def channels(self) -> int:
-        """Channels."""
-        return self.shape[self.axis - 1]
-
-    @property
-    def pixels(self) -> tuple[int, ...]:
-        """The other axes."""
-        return self.shape[:-1] if self.tokens else self.shape[1:]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the image that holds the value; 1 for axes that the value does not have."""
-        if self.lies is not None:
-            return self.lies
-        if len(self.pixels) == 0:
-            return 1, 1
-        if len(self.pixels) == 1:
-            return (self.pixels[0], 1) if self.tokens else (1, self.pixels[0])
-        if len(self.pixels) == 2:
-            return self.pixels[0], self.pixels[1]
-        raise NotNative(f"a value has the shape {self.shape} per sample; 1 to 3 axes are known")
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Height and width over which windows move."""
-        if self.tokens or (self.lies is not None and self.lies != Made(self.shape).size):
-            raise NotNative("windows move over a value whose pixels lie in another order")
-        return self.size
-
-    def like(self, **given: Any) -> "Made":
-        """A value of this shape and order."""
-        return Made(self.shape, tokens=self.tokens, lies=self.lies, **given)
-
-    def of_channels(self, channels: int, **given: Any) -> "Made":
-        """A value with these pixels and other channels."""
-        shape = (*self.pixels, channels) if self.tokens else (channels, *self.pixels)
-        return Made(shape, tokens=self.tokens, lies=self.lies, **given)
-
-
 class Compiler:
     """State while the nodes of a program are walked."""
 
@@ -114,17 +48,31 @@ class Compiler:
         self.at = -1
         """Number of the node that is being handled."""
         self.layer = ""
+        self.bare: list[tuple[Image, int]] = []
+        """Images that may have no halo, and the number of the node that says so."""
 
     # What operators need
 
     def value(self, argument: Argument) -> Made:
         """An argument that is a value or a tensor of the file."""
         if isinstance(argument, Value):
-            return self.made[argument.value]
+            made = self.made[argument.value]
+            if made.view is not None:  # then what moved the numbers is at fault, not what reads them
+                self.at = made.view.maker
+                raise NotNative("its numbers are read in another order than they lie in")
+            return made
         if isinstance(argument, Constant):
             tensor = self.tensors[argument.tensor]
             return Made(tensor.shape, constant=tensor)
         raise NotNative(f"an operand is {argument!r}")
+
+    def view(self, argument: Argument) -> View:
+        """Where the numbers of an argument that is a value lie."""
+        made = self.made[argument.value] if isinstance(argument, Value) else self.value(argument)
+        if made.view is not None:
+            return made.view
+        self.stored(made)
+        return View.of(made, self.at)
 
     def tensor(self, argument: Argument) -> Array | None:
         """An argument that must be known now; None for None."""
@@ -169,6 +117,9 @@ class Compiler:
     def stored(self, made: Made) -> Image:
         """The image that holds a value, made now if there is none."""
         if made.image is None:
+            if made.view is not None:
+                self.at = made.view.maker
+                raise NotNative("its numbers are read in another order than they lie in")
             if made.step is None or self.top[made.step] is not made:
                 raise NotNative("a constant is used as a value")
             made.image = Image(Kind.FLOATS, made.channels, *made.size)
@@ -187,7 +138,7 @@ class Compiler:
 
     def is_read(self, image: Image | None) -> bool:
         """Whether a step reads an image."""
-        return any(s.input is image or any(op.image is image for op in s.chain) for s in self.steps)
+        return any(image in step.reads() for step in self.steps)
 
     def is_late(self, image: Image | None, step: Step) -> bool:
         """Whether an image is written after `step` has run."""
@@ -244,6 +195,10 @@ class Compiler:
             self.at = _maker(nodes, name)
             made = self.made[name]
             self.steps.append(Step(StepKind.OUTPUT, name, input=self.stored(made), tokens=made.tokens))
+        for image, number in self.bare:
+            if any(image.halo):
+                self.at = number
+                raise NotNative("its operands are padded for another layer")
         for step in self.steps:
             _take_affine(step)
         return Plan(self.steps)
@@ -253,18 +208,17 @@ class Compiler:
         for reference in node.references():
             if isinstance(reference, Value):
                 self.uses[reference.value] -= 1
-        if len(node.outputs) > 1:
-            raise NotNative(f"{node.op} has several outputs")
-        spec = node.outputs[0]
-        if node.op.startswith("aten.") and spec.dtype not in ("float32", "int32"):
-            raise NotNative(f"{node.op} gives {spec.dtype}")
-        made = handlers[node.op](self, node)
-        if made.constant is None and made.shape != spec.sized(1)[1:]:
-            raise NotNative(f"it declares the shape {spec.sized(1)} and gives {(1, *made.shape)}")
-        self.made[spec.name] = made
+        for spec in node.outputs:
+            if node.op.startswith("aten.") and spec.dtype not in ("float32", "int32"):
+                raise NotNative(f"{node.op} gives {spec.dtype}")
+        found = handlers[node.op](self, node)
+        for spec, made in zip(node.outputs, found if isinstance(found, list) else [found], strict=True):
+            if made.constant is None and made.view is None and made.shape != spec.sized(1)[1:]:
+                raise NotNative(f"it declares the shape {spec.sized(1)} and gives {(1, *made.shape)}")
+            self.made[spec.name] = made
 
 
-Handler = Callable[[Compiler, Node], Made]
+Handler = Callable[[Compiler, Node], Made | list[Made]]
 
 
 def _take_affine(step: Step) -> None:

@@ -11,7 +11,7 @@ from bnnconvert.values.program import Node, Value, ValueSpec
 PERMUTE, TRANSPOSE = "aten.permute.default", "aten.transpose.int"
 READERS = {"aten.layer_norm.default": "input", "aten.linear.default": "input"}
 """Operators over the last axis, and the name of what they read."""
-_SAME_ORDER = ("aten.contiguous", "aten.clone", "aten.add", "aten.sub", "aten.mul", "aten.gelu", "aten.relu", "aten.silu")
+_SAME_ORDER = tuple(f"aten.{name}." for name in ("contiguous", "clone", "add", "sub", "mul", "gelu", "relu", "silu"))
 
 
 def axes_after(node: Node, rank: int) -> list[int]:

@@ -68,6 +68,7 @@ class StepKind(IntEnum):
     OUTPUT = 7
     MASKED = 8
     NORMALIZE = 9
+    ATTENTION = 10
 
 
 class Dot(IntEnum):
@@ -142,6 +143,15 @@ class Geometry:
         return self.padding[0], self.padding[1], max(0, reach[0]), max(0, reach[1])
 
 
+@dataclass(frozen=True)
+class Heads:
+    """Heads side by side in the channels of an image: of head h those from `offset` + h `stride` on."""
+
+    image: Image
+    offset: int
+    stride: int
+
+
 @dataclass(eq=False)
 class Step:
     """One step; `source` says what fills its tiles."""
@@ -161,14 +171,29 @@ class Step:
     divisor: int = 0
     logarithm: bool = False
     factor: float = 0.0
-    """Of an input that is taken in bytes; what a normalization adds to the variance."""
+    """Of an input that is taken in bytes, of the scores of attention; what a normalization adds to the variance."""
     tokens: bool = False
     """Whether what comes in or goes out has its channels last outside, too."""
+    operands: tuple[Heads, ...] = ()
+    """Queries, keys and values of attention."""
+    heads: int = 0
+    sizes: tuple[int, int] = (0, 0)
+    """Of a head's queries and keys, and of its values."""
     weights: Array | None = None
     scale: Array | None = None
     bias: Array | None = None
     thresholds: Array | None = None
     start: Array | None = None
+
+    def reads(self) -> list[Image]:
+        """Every image that the step reads."""
+        given = (self.input, self.mask, *(part.image for part in self.operands))
+        return [image for image in (*given, *(op.image for op in self.chain if op.code in READS)) if image is not None]
+
+    def images(self) -> list[Image]:
+        """Every image that the step reads or writes."""
+        given = (self.input, self.output, self.mask, *(part.image for part in self.operands))
+        return [image for image in (*given, *(op.image for op in self.chain)) if image is not None]
 
 
 @dataclass
@@ -181,9 +206,7 @@ class Plan:
         """Every image that a step reads or writes, in that order."""
         seen: dict[Image, None] = {}
         for step in self.steps:
-            for image in (step.input, step.output, step.mask, *(op.image for op in step.chain)):
-                if image is not None:
-                    seen.setdefault(image)
+            seen.update(dict.fromkeys(step.images()))
         return list(seen)
 
     def to_bytes(self) -> bytes:
@@ -282,6 +305,13 @@ class _Writer:
                 self.geometry(step)
                 self.image(step.output)
                 self.blob(step.weights)
+            case StepKind.ATTENTION:
+                self.integers(step.heads, *step.sizes)
+                self.reals(step.factor)
+                for part in step.operands:
+                    self.image(part.image)
+                    self.integers(part.offset, part.stride)
+                self.image(step.output)
             case StepKind.COPY:
                 self.image(step.input)
                 self.image(step.output)

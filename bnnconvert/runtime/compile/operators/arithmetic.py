@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from bnnconvert.artifact.schema import Array
-from bnnconvert.runtime.compile.compiler import Compiler, Handler, Made, NotNative, number
+from bnnconvert.runtime.compile.compiler import Compiler, Handler, number
+from bnnconvert.runtime.compile.made import Made, NotNative
 from bnnconvert.runtime.compile.operators.affine import scaled
 from bnnconvert.runtime.compile.plan import Code, Op
 from bnnconvert.values.program import Argument, Constant, Node, Value

@@ -3,7 +3,8 @@
 import numpy as np
 
 from bnnconvert.artifact.schema import Array
-from bnnconvert.runtime.compile.compiler import Compiler, Made, NotNative, number
+from bnnconvert.runtime.compile.compiler import Compiler, number
+from bnnconvert.runtime.compile.made import Made, NotNative
 from bnnconvert.runtime.compile.plan import LANES, Code, Dot, Image, Kind, Op, Reduce, Step, StepKind, per_channel
 from bnnconvert.values.program import Node
 
@@ -56,7 +57,7 @@ def _pooled_layer(c: Compiler, x: Made, pool: Step) -> Step | None:
     is_pool = pool.kind == StepKind.WINDOW and pool.reduce == Reduce.MAX and not pool.chain
     if not is_pool or c.top[pool] is not x or c.is_used_later(x):
         return None
-    readers = [s for s in c.steps if s.input is pool.input or any(op.image is pool.input for op in s.chain)]
+    readers = [s for s in c.steps if pool.input in s.images()]
     layer = readers[0]
     stores_only = len(layer.chain) == 1 and layer.chain[0].code == Code.STORE and layer.chain[0].image is pool.input
     is_binary = layer.kind == StepKind.CONV and layer.dot == Dot.BINARY and layer.thresholds is None

@@ -2,7 +2,8 @@
 
 import math
 
-from bnnconvert.runtime.compile.compiler import Compiler, Handler, Made, NotNative, geometry, number, pair
+from bnnconvert.runtime.compile.compiler import Compiler, Handler, geometry, number, pair
+from bnnconvert.runtime.compile.made import Made, NotNative
 from bnnconvert.runtime.compile.plan import Geometry, Kind, Reduce, Step, StepKind
 from bnnconvert.values.program import Node
 

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Sequence
 
-from bnnconvert.runtime.compile.compiler import Compiler, Made, NotNative, number
+from bnnconvert.runtime.compile.compiler import Compiler, Handler, number
+from bnnconvert.runtime.compile.made import Made, NotNative
 from bnnconvert.runtime.compile.order import axes_after
 from bnnconvert.runtime.compile.plan import Code, Image, Kind, Op, Step, StepKind
-from bnnconvert.values.program import Argument, Node
+from bnnconvert.values.program import Argument, Node, Value
 
 
 def reshape(c: Compiler, node: Node) -> Made:
@@ -46,6 +47,23 @@ def reordered(c: Compiler, node: Node) -> Made:
     after = Made(tuple(x.shape[axis - 1] for axis in axes[1:]), tokens=len(axes) > 2 and axes[-1] == x.axis)
     after.lies = None if after.size == x.size else x.size
     return _renamed(c, x, after)
+
+
+def moving(handler: Handler | None = None) -> Handler:
+    """What `handler` makes of it, or else the places that the numbers have now: others may read them from there."""
+
+    def handle(c: Compiler, node: Node) -> Made | list[Made]:
+        argument = node.arguments["self"]
+        source = c.made[argument.value] if isinstance(argument, Value) else c.value(argument)
+        if handler is not None and source.view is None:
+            try:
+                return handler(c, node)
+            except NotNative:
+                if source.constant is not None:
+                    raise
+        return [view.settled() for view in c.view(argument).moved(node, c.at)]
+
+    return handle
 
 
 def same(c: Compiler, node: Node) -> Made:

@@ -7,6 +7,7 @@ from bnnconvert.runtime.compile.compiler import Handler
 from bnnconvert.runtime.compile.operators.activations import clamp, gelu, leaky_relu, prelu, softmax, unary
 from bnnconvert.runtime.compile.operators.affine import affine, batch_norm, layer_norm, negative
 from bnnconvert.runtime.compile.operators.arithmetic import arithmetic
+from bnnconvert.runtime.compile.operators.attention import attention
 from bnnconvert.runtime.compile.operators.encode import encode, quantize
 from bnnconvert.runtime.compile.operators.pools import adaptive_avg_pool2d, mean, pool
 from bnnconvert.runtime.compile.operators.products import (
@@ -22,7 +23,7 @@ from bnnconvert.runtime.compile.operators.products import (
     signed_conv2d,
     signed_linear,
 )
-from bnnconvert.runtime.compile.operators.shapes import cat, reordered, reshape, same
+from bnnconvert.runtime.compile.operators.shapes import cat, moving, reordered, reshape, same
 from bnnconvert.runtime.compile.plan import Code, Reduce
 
 HANDLERS: Mapping[str, Handler] = {
@@ -77,16 +78,23 @@ HANDLERS: Mapping[str, Handler] = {
     "aten.avg_pool2d.default": pool(Reduce.SUM),
     "aten.adaptive_avg_pool2d.default": adaptive_avg_pool2d,
     "aten.mean.dim": mean,
-    "aten.reshape.default": reshape,
-    "aten.view.default": reshape,
-    "aten.flatten.using_ints": reshape,
-    "aten.squeeze.dims": reshape,
-    "aten.squeeze.dim": reshape,
-    "aten.unsqueeze.default": reshape,
-    "aten.permute.default": reordered,
-    "aten.transpose.int": reordered,
-    "aten.contiguous.default": same,
-    "aten.clone.default": same,
+    "aten.reshape.default": moving(reshape),
+    "aten.view.default": moving(reshape),
+    "aten.flatten.using_ints": moving(reshape),
+    "aten.unflatten.int": moving(reshape),
+    "aten.squeeze.dims": moving(reshape),
+    "aten.squeeze.dim": moving(reshape),
+    "aten.unsqueeze.default": moving(reshape),
+    "aten.permute.default": moving(reordered),
+    "aten.transpose.int": moving(reordered),
+    "aten.contiguous.default": moving(same),
+    "aten.clone.default": moving(same),
+    "aten.unbind.int": moving(),
+    "aten.chunk.default": moving(),
+    "aten.split.Tensor": moving(),
+    "aten.select.int": moving(),
+    "aten.slice.Tensor": moving(),
+    "aten.scaled_dot_product_attention.default": attention,
     "aten.softmax.int": softmax(logarithm=False),
     "aten.log_softmax.int": softmax(logarithm=True),
     "aten.cat.default": cat,

@@ -78,8 +78,8 @@ class Bands : public Step {
 };
 
 bool uses(const StepSpec& step, int image) {
-    const auto is_used = [&](const ChainSpec& op) { return op.image == image; };
-    return step.input == image || step.output == image || std::any_of(step.chain.begin(), step.chain.end(), is_used);
+    const std::vector<int> images = step.images();
+    return std::find(images.begin(), images.end(), image) != images.end();
 }
 
 // The image that a convolution stores, all of it and nothing else; -1 where there is none.

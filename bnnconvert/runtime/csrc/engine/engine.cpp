@@ -23,15 +23,6 @@ bool same_layout(const ImageSpec& a, const ImageSpec& b) {
            a.halo_of_ones == b.halo_of_ones;
 }
 
-std::vector<int> images_of(const StepSpec& step) {
-    std::vector<int> images;
-    for (int image : {step.input, step.output, step.mask})
-        if (image >= 0) images.push_back(image);
-    for (const ChainSpec& op : step.chain)
-        if (op.image >= 0) images.push_back(op.image);
-    return images;
-}
-
 // Whether a chain may write `written` over `other`: it has read every number of it just before, and nothing else reads
 // it. In whole blocks, as a read of the last one would reach into the next pixel, which another thread may be writing.
 bool may_overwrite(const StepSpec& step, int written, int other) {
@@ -88,14 +79,14 @@ void Engine::plan_memory(const Plan& plan) {
     std::vector<int> last_use(count, -1), buffer_of(count, -1);
     int64_t largest = 0;
     for (size_t i = 0; i < plan.steps.size(); i++)
-        for (int image : images_of(plan.steps[i])) last_use[static_cast<size_t>(image)] = static_cast<int>(i);
+        for (int image : plan.steps[i].images()) last_use[static_cast<size_t>(image)] = static_cast<int>(i);
     for (const ImageSpec& spec : plan.images) largest = std::max(largest, spec.sample());
     chunk_ = static_cast<int>(std::clamp<int64_t>(kChunkElements / std::max<int64_t>(largest, 1), 1, kMaxChunk));
     std::vector<int> owner;           // image that is in a buffer
     std::vector<size_t> first_image;  // that was put into it
     int64_t total = 0;                // bytes
     for (size_t i = 0; i < plan.steps.size(); i++)
-        for (int number : images_of(plan.steps[i])) {
+        for (int number : plan.steps[i].images()) {
             const auto image = static_cast<size_t>(number);
             if (buffer_of[image] >= 0) continue;
             const ImageSpec& spec = plan.images[image];
@@ -140,6 +131,7 @@ std::unique_ptr<Step> Engine::make_step(const StepSpec& step, const Build& build
         case StepKind::map: return make_map(step, build);
         case StepKind::softmax: return make_softmax(step, build);
         case StepKind::normalize: return make_normalize(step, build);
+        case StepKind::attention: return make_attention(step, build);
         case StepKind::masked: return make_masked(step, build);
         case StepKind::pool_bits: return make_pool_bits(step, build);
         case StepKind::copy: return make_copy(step, build);

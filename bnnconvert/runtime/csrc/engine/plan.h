@@ -51,12 +51,19 @@ struct ChainSpec {
     Blob a, b, start;
 };
 
-enum class StepKind : uint8_t { input, conv, window, map, softmax, pool_bits, copy, output, masked, normalize };
+enum class StepKind : uint8_t { input, conv, window, map, softmax, pool_bits, copy, output, masked, normalize, attention };
+
+// Heads side by side in the channels of an image: of head h those from offset + h stride on.
+struct HeadsSpec {
+    int image = -1, offset = 0, stride = 0;
+};
 
 struct StepSpec {
     StepKind kind;
     std::string name;        // the layer's path
     int input = -1, output = -1, mask = -1;  // images
+    HeadsSpec operands[3];        // queries, keys, values
+    int heads = 0, head_size = 0, value_size = 0;
     int height = 0, width = 0;    // of the positions that the chain runs over
     int channels = 0;             // that it runs over
     ConvShape conv{};
@@ -64,9 +71,12 @@ struct StepSpec {
     Reduce reduce{};
     int divisor = 0;              // of a sum; 0 stands for the number of taps inside the image
     bool logarithm = false;
-    float factor = 0;             // of an input that is taken in bytes; added to a variance
+    float factor = 0;             // of an input that is taken in bytes; added to a variance; of scores
     bool is_tokens = false;       // outside the channels come last, too
     std::vector<ChainSpec> chain;
+
+    // That it reads or writes, in that order.
+    std::vector<int> images() const;
 };
 
 struct Plan {

@@ -91,7 +91,7 @@ class StepReader {
     StepReader(Words& words, const Plan& plan) : words_(words), plan_(plan) {}
 
     StepSpec read() {
-        step_.kind = static_cast<StepKind>(words_.number(0, static_cast<int>(StepKind::normalize), "the kind of a step"));
+        step_.kind = static_cast<StepKind>(words_.number(0, static_cast<int>(StepKind::attention), "the kind of a step"));
         step_.name = words_.text();
         switch (step_.kind) {
             case StepKind::input:
@@ -104,6 +104,7 @@ class StepReader {
                 break;
             case StepKind::softmax: read_softmax(); break;
             case StepKind::normalize: read_normalize(); break;
+            case StepKind::attention: read_attention(); break;
             case StepKind::pool_bits: read_pool_bits(); break;
             case StepKind::copy: read_copy(); break;
             case StepKind::masked: read_masked(); break;
@@ -266,6 +267,39 @@ class StepReader {
         check_same(spec(step_.output), step_.channels);
     }
 
+    void read_attention() {
+        step_.heads = words_.number(1, kMaxSize, "the heads of attention");
+        step_.head_size = words_.number(1, kMaxSize, "the size of a head");
+        step_.value_size = words_.number(1, kMaxSize, "the size of a value");
+        step_.factor = words_.real();
+        for (HeadsSpec& operand : step_.operands) {
+            operand.image = image(Kind::floats);
+            operand.offset = words_.number(0, kMaxSize, "where heads begin");
+            operand.stride = words_.number(0, kMaxSize, "from head to head");
+            const int64_t size = &operand == &step_.operands[2] ? step_.value_size : step_.head_size;
+            require(operand.offset + int64_t{step_.heads - 1} * operand.stride + size <= spec(operand.image).channels,
+                    "its heads leave the channels");
+            require(has_no_halo(spec(operand.image)), "it reads an image with a halo");
+        }
+        step_.output = image(Kind::floats);
+        const ImageSpec &queries = spec(step_.operands[0].image), &keys = spec(step_.operands[1].image),
+                        &values = spec(step_.operands[2].image), &output = spec(step_.output);
+        take_positions(output);
+        require(has_no_halo(output), "it writes an image with a halo");
+        require(output.channels == int64_t{step_.heads} * step_.value_size, "its output has another shape");
+        require(int64_t{queries.height} * queries.width == int64_t{output.height} * output.width,
+                "it has other queries than outputs");
+        require(int64_t{keys.height} * keys.width == int64_t{values.height} * values.width,
+                "it has other keys than values");
+        require(int64_t{keys.height} * keys.width <= kMaxSize, "it has too many keys");
+        require(double(step_.head_size) * double(padded(keys.height * keys.width)) <= double(kMaxElements),
+                "its heads are too large");
+    }
+
+    static bool has_no_halo(const ImageSpec& image) {
+        return image.top == 0 && image.left == 0 && image.bottom == 0 && image.right == 0;
+    }
+
     void read_pool_bits() {
         step_.input = image(Kind::bits);
         const ImageSpec& input = spec(step_.input);
@@ -356,6 +390,17 @@ class StepReader {
 };
 
 }  // namespace
+
+std::vector<int> StepSpec::images() const {
+    std::vector<int> found;
+    for (int image : {input, output, mask})
+        if (image >= 0) found.push_back(image);
+    for (const HeadsSpec& operand : operands)
+        if (operand.image >= 0) found.push_back(operand.image);
+    for (const ChainSpec& op : chain)
+        if (op.image >= 0) found.push_back(op.image);
+    return found;
+}
 
 Plan read_plan(const uint8_t* bytes, size_t size) {
     Words words(bytes, size);

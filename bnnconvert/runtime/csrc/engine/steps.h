@@ -39,6 +39,7 @@ std::unique_ptr<Step> make_bands(const Build& build, size_t number, bool always)
 std::unique_ptr<Step> make_map(const StepSpec& step, const Build& build);
 std::unique_ptr<Step> make_softmax(const StepSpec& step, const Build& build);
 std::unique_ptr<Step> make_normalize(const StepSpec& step, const Build& build);
+std::unique_ptr<Step> make_attention(const StepSpec& step, const Build& build);
 std::unique_ptr<Step> make_masked(const StepSpec& step, const Build& build);
 std::unique_ptr<Step> make_pool_bits(const StepSpec& step, const Build& build);
 std::unique_ptr<Step> make_copy(const StepSpec& step, const Build& build);

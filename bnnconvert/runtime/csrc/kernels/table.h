@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/isa.h"
+#include "kernels/attention/attention.h"
 #include "kernels/chain/chain.h"
 #include "kernels/conv/conv.h"
 #include "kernels/masked/masked.h"
@@ -25,6 +26,7 @@ struct Kernels {
     ChainKernel chain;
     WindowFn window;
     MaskedFn masked;
+    AttentionFn attention;
     RowKernels rows;
 };
 

@@ -1,0 +1,140 @@
+"""Values of a program as far as they exist in a plan."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bnnconvert.artifact.schema import Array
+from bnnconvert.runtime.compile.order import PERMUTE, TRANSPOSE, axes_after
+from bnnconvert.runtime.compile.plan import Image, Step
+from bnnconvert.values.program import Node
+
+Places = npt.NDArray[np.int32]
+SAMPLES = 2
+"""With so many, an order that mixes samples shows."""
+LARGEST = 2**22
+
+
+class NotNative(Exception):
+    """The engine has no way to run this node; the text says what is missing."""
+
+
+@dataclass(eq=False)
+class Made:
+    """A value of the program, as far as it exists in the plan."""
+
+    shape: tuple[int, ...]
+    """Of one sample, as the program has it."""
+    step: Step | None = None
+    """Makes the value in its chain."""
+    image: Image | None = None
+    """Holds the value."""
+    constant: Array | None = None
+    tokens: bool = False
+    """Whether the channels are the last axis, as of tokens (T, C), and not the first, as of an image (C, H, W)."""
+    lies: tuple[int, int] | None = None
+    """Height and width of the image that holds the value, where they are not what the shape says."""
+    view: "View | None" = None
+    """Where its numbers lie, if it is no image or chain of its own."""
+
+    @property
+    def axis(self) -> int:
+        """The axis of the channels, the samples being axis 0."""
+        return len(self.shape) if self.tokens else 1
+
+    @property
+    def channels(self) -> int:
+        """Channels."""
+        return self.shape[self.axis - 1]
+
+    @property
+    def pixels(self) -> tuple[int, ...]:
+        """The other axes."""
+        return self.shape[:-1] if self.tokens else self.shape[1:]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image that holds the value; 1 for axes that the value does not have."""
+        if self.lies is not None:
+            return self.lies
+        if len(self.pixels) == 0:
+            return 1, 1
+        if len(self.pixels) == 1:
+            return (self.pixels[0], 1) if self.tokens else (1, self.pixels[0])
+        if len(self.pixels) == 2:
+            return self.pixels[0], self.pixels[1]
+        raise NotNative(f"a value has the shape {self.shape} per sample; 1 to 3 axes are known")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width over which windows move."""
+        if self.tokens or (self.lies is not None and self.lies != Made(self.shape).size):
+            raise NotNative("windows move over a value whose pixels lie in another order")
+        return self.size
+
+    def like(self, **given: Any) -> "Made":
+        """A value of this shape and order."""
+        return Made(self.shape, tokens=self.tokens, lies=self.lies, **given)
+
+    def of_channels(self, channels: int, **given: Any) -> "Made":
+        """A value with these pixels and other channels."""
+        shape = (*self.pixels, channels) if self.tokens else (channels, *self.pixels)
+        return Made(shape, tokens=self.tokens, lies=self.lies, **given)
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """Numbers of an image in another order, such as the heads of attention."""
+
+    base: Made
+    places: Places
+    """Place of each number in the base's image. Shapes: those of the program, with SAMPLES samples."""
+    maker: int
+    """Number of the node that made it."""
+
+    @staticmethod
+    def of(base: Made, maker: int) -> "View":
+        """All numbers of a value in its own order."""
+        pixels, channels = math.prod(base.pixels), base.channels
+        if SAMPLES * pixels * channels > LARGEST:
+            raise NotNative("a value is too large to look at number by number")
+        places = np.arange(SAMPLES * pixels * channels, dtype=np.int32).reshape(SAMPLES, pixels, channels)
+        places = places if base.tokens else places.transpose(0, 2, 1)
+        return View(base, places.reshape(SAMPLES, *base.shape), maker)
+
+    def moved(self, node: Node, maker: int) -> "list[View]":
+        """What an operator that moves numbers makes of it, for each of its outputs."""
+        shapes = [spec.sized(SAMPLES) for spec in node.outputs]
+        return [View(self.base, places, maker) for places in _moved(node, self.places, shapes)]
+
+    def settled(self) -> Made:
+        """The value: one of the base's image, if all its numbers lie as they would there."""
+        base, shape = self.base, self.places.shape[1:]
+        if self.places.size == SAMPLES * math.prod(base.shape) and 1 <= len(shape) <= 3 and shape:
+            for tokens in (False, True):
+                made = Made(tuple(shape), image=base.image, tokens=tokens and len(shape) > 1)
+                if made.channels == base.channels and np.array_equal(View.of(made, 0).places, self.places):
+                    made.lies = None if made.size == base.size else base.size
+                    return made
+        return Made(tuple(shape), view=self)
+
+
+def _moved(node: Node, places: Places, shapes: list[tuple[int, ...]]) -> list[Places]:
+    if node.op in (PERMUTE, TRANSPOSE):
+        return [places.transpose(axes_after(node, places.ndim))]
+    if len(shapes) == 1 and math.prod(shapes[0]) == places.size:
+        return [places.reshape(shapes[0])]
+    given: Any = node.arguments
+    axis = given.get("dim", 0) % places.ndim
+    if node.op == "aten.select.int":
+        chosen: Any = given["index"]
+    elif node.op == "aten.slice.Tensor":
+        chosen = slice(given.get("start"), given.get("end"), given.get("step", 1))
+    else:
+        sizes = [1] * len(shapes) if node.op == "aten.unbind.int" else [shape[axis] for shape in shapes]
+        parts = np.split(places, np.cumsum(sizes)[:-1], axis)
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+    return [places[(*(slice(None),) * axis, chosen)]]

@@ -1,0 +1,45 @@
+"""Attention over tokens, its heads being parts of their channels."""
+
+import numpy as np
+
+from bnnconvert.runtime.compile.compiler import Compiler, number
+from bnnconvert.runtime.compile.made import SAMPLES, Made, NotNative, View
+from bnnconvert.runtime.compile.plan import Heads, Image, Kind, Step, StepKind
+from bnnconvert.values.program import Node
+
+
+def attention(c: Compiler, node: Node) -> Made:
+    """Scaled products of queries and keys, their softmax, and the mean of the values by it."""
+    a = node.arguments
+    if a.get("attn_mask") is not None or a.get("is_causal") or a.get("enable_gqa") or number(a.get("dropout_p", 0)):
+        raise NotNative("attention with a mask, groups or dropout")
+    q, k, v = (c.view(a[name]) for name in ("query", "key", "value"))
+    if {view.places.ndim for view in (q, k, v)} != {4}:
+        raise NotNative("attention without heads")
+    _, heads, queries, size = q.places.shape
+    value_size, scale = v.places.shape[3], a.get("scale")
+    base = Made((queries, heads * value_size), tokens=True, image=Image(Kind.FLOATS, heads * value_size, queries, 1))
+    step = Step(StepKind.ATTENTION, c.layer, output=base.image, heads=heads, sizes=(size, value_size))
+    step.factor = size**-0.5 if scale is None else number(scale)
+    step.operands = (_heads(q), _heads(k), _heads(v))
+    c.bare += [(image, c.at) for image in step.images()]
+    c.steps.append(step)
+    places = View.of(base, c.at).places.reshape(SAMPLES, queries, heads, value_size).transpose(0, 2, 1, 3)
+    return View(base, places, c.at).settled()
+
+
+def _heads(view: View) -> Heads:
+    """Where the heads lie, if they lie in the channels of tokens."""
+    base, places = view.base, view.places
+    samples, heads, tokens, size = places.shape
+    first = int(places[0, 0, 0, 0])
+    stride = int(places[0, 1, 0, 0]) - first if heads > 1 else 0
+    steps = (int(np.prod(base.shape)), stride, base.channels, 1)
+    expected = first + sum(np.ogrid[tuple(slice(n) for n in places.shape)][axis] * by for axis, by in enumerate(steps))
+    is_inside = stride >= 0 and first + (heads - 1) * stride + size <= base.channels
+    if not (
+        samples == SAMPLES and is_inside and tokens * base.channels == steps[0] and np.array_equal(places, expected)
+    ):
+        raise NotNative("the heads of attention lie in another order")
+    assert base.image is not None
+    return Heads(base.image, first, stride)
