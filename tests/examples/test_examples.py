@@ -9,8 +9,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+import bnnconvert
+from bnnconvert import Session
 from bnnconvert.cli.app import app
 from tests.examples.conftest import EXAMPLES
 
@@ -56,6 +59,18 @@ def test_quickstart_s_steps(
     accuracy = {stage: json.loads(Path(f"{stage}.json").read_text())["accuracy"] for stage in ("float", "packed")}
     assert accuracy["float"] > 0.9
     assert accuracy["packed"] > accuracy["float"] - 0.1
+
+
+def test_a_transformer_runs_in_the_engine(example: Example, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = example("vit").VisionTransformer(depth=2, width=64, heads=4, classes=10)
+    student = bnnconvert.convert(net, "xnor", input_shape=(1, 3, 224, 224))
+    bnnconvert.export(student, tmp_path / "vit.packed.safetensors")
+    session = Session(tmp_path / "vit.packed.safetensors", threads=1)
+    if session.isa is None:
+        pytest.skip("installed without the native engine")
+    outside = {session.program.nodes[number].op for number in session.executor.reasons}
+    assert outside == {"aten.expand.default", "aten.add.Tensor", "aten.select.int"}  # the class token
 
 
 def test_own_loop(example: Example, tmp_path: Path) -> None:
