@@ -14,12 +14,17 @@ _TORCH = Path(torch.__file__).resolve().parent
 def blame(error: BaseException) -> str:
     """User's file, line and expression at which tracing failed, and the reason."""
     reason = first_line(error).rstrip(".")
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_user_code(frame.filename)]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_user_code(frame.filename)]
     if not frames:
         return reason
-    where = frames[-1]
-    return f"{where.filename}:{where.lineno}, in `{where.line}`: {reason}"
+    return f"{place_of(frames[-1])}: {reason}"
 
 
-def _is_user_code(filename: str) -> bool:
+def place_of(frame: traceback.FrameSummary) -> str:
+    """File, line and expression."""
+    return f"{frame.filename}:{frame.lineno}, in `{frame.line}`"
+
+
+def is_user_code(filename: str) -> bool:
+    """Whether a file is neither torch's nor ours."""
     return not filename.startswith("<") and not any(Path(filename).is_relative_to(p) for p in (_OURS, _TORCH))

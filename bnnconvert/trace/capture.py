@@ -10,6 +10,7 @@ import dataclasses
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from traceback import FrameSummary
 from typing import Any
 from unittest.mock import patch
 
@@ -22,6 +23,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from bnnconvert.trace.blame import is_user_code, place_of
 from bnnconvert.trace.calls import FACTS, VALUES, CaptureError, argument_names, copies, is_leaf, map_leaves, target_of
 from bnnconvert.trace.sizes import Sizes
 
@@ -255,7 +257,7 @@ class _Capture(TorchFunctionMode):
             else:
                 result = self._leaf(ordinary, module, path, args, kwargs)
             if self._is_fixed() and not fixed:
-                raise ValueAskedError("the code depends on the number of samples")
+                raise ValueAskedError(f"{self._who_asked()}the code depends on the number of samples")
         except Exception:
             if self._at is None:
                 self._at = path
@@ -298,6 +300,13 @@ class _Capture(TorchFunctionMode):
     def _is_fixed(self) -> bool:
         """Whether something has asked for the number of samples itself."""
         return isinstance(self._samples, torch.SymInt) and self._samples.node.maybe_as_int() is not None
+
+    def _who_asked(self) -> str:
+        """The user's line that did, if torch has noted it."""
+        assert isinstance(self._samples, torch.SymInt)
+        noted = getattr(self._fake.shape_env, "replacements_slocs", {}).get(self._samples.node._expr)
+        frame = None if noted is None else noted.framework_loc
+        return f"{place_of(frame)}: " if isinstance(frame, FrameSummary) and is_user_code(frame.filename) else ""
 
 
 def _states_of(module: nn.RNNBase, x: Tensor) -> Any:
