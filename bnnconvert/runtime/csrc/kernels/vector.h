@@ -121,17 +121,18 @@ BNN_INLINE Floats tanh(const Floats& v) {
     return floats_of(bits_of(y) | (bits_of(v) & INT32_MIN));
 }
 
-// Abramowitz and Stegun 7.1.26, absolute error below 1.5e-7.
+// x P(x^2) / Q(x^2) up to 3.92, where erf is 1 within rounding; fitted for the least largest error, which is 2e-8 before
+// rounding and 3e-7 with it.
 BNN_INLINE Floats erf(const Floats& v) {
-    const Floats x = floats_of(bits_of(v) & 0x7fffffff);
-    const Floats t = 1.0f / (1.0f + 0.3275911f * x);
-    Floats p = all(1.061405429f);
-    p = p * t - 1.453152027f;
-    p = p * t + 1.421413741f;
-    p = p * t - 0.284496736f;
-    p = p * t + 0.254829592f;
-    const Floats y = 1.0f - p * t * exp(-x * x);
-    return floats_of(bits_of(y) | (bits_of(v) & INT32_MIN));
+    const Floats x = min(floats_of(bits_of(v) & 0x7fffffff), all(3.92f)), t = x * x;
+    Floats p = all(2.0347295e-6f), q = all(3.8070550e-5f);
+    p = p * t + 2.8747870e-4f, q = q * t + 1.1881121e-3f;
+    p = p * t + 3.8683189e-3f, q = q * t + 1.5172279e-2f;
+    p = p * t + 5.3060453e-2f, q = q * t + 1.1508456e-1f;
+    p = p * t + 1.9276394e-1f, q = q * t + 5.0416428e-1f;
+    p = p * t + 1.1283790f, q = q * t + 1.0f;
+    const Floats y = min(x * p / q, all(1.0f));
+    return v == v ? floats_of(bits_of(y) | (bits_of(v) & INT32_MIN)) : v;
 }
 
 }  // namespace
