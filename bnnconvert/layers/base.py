@@ -24,7 +24,8 @@ class BinaryLayer(nn.Module):
 
     `weights_are_binary` and `inputs_are_binary` are switched off in early stages of a staged run; the operand is then
     the binarizer's float stand-in, on 2^bits levels where `weight_bits` or `input_bits` is given. Entries of the
-    latent weight where `held` is not 0 are frozen at that value.
+    latent weight where `held` is not 0 are frozen at that value. In evaluation each pair of planes is a product, as in
+    the packed program, unless `planes_apart` is off.
     """
 
     kind: ClassVar[str]
@@ -37,6 +38,7 @@ class BinaryLayer(nn.Module):
     inputs_are_binary: bool = True
     weight_bits: int | None = None
     input_bits: int | None = None
+    planes_apart: bool = True
     held: Tensor | None
 
     def __init__(
@@ -112,7 +114,7 @@ class BinaryLayer(nn.Module):
         """Output of the layer."""
         if self.inputs_are_binary and isinstance(self.input_binarizer, WindowInput):
             y = self._by_windows(x)
-        elif self.training or not (self.weights_are_binary and self.inputs_are_binary):
+        elif self.training or not (self.weights_are_binary and self.inputs_are_binary and self.planes_apart):
             y = self._mixed(x)
         else:
             y = self._exact(x)

@@ -1,6 +1,7 @@
 """What a training loop does to binary layers between forward passes; for people's own loops too."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,22 @@ from bnnconvert.layers.base import BinaryLayer
 def binary_layers(student: nn.Module) -> Iterator[tuple[str, BinaryLayer]]:
     """Each binary layer with its path; a layer that is called twice comes once."""
     return ((path, module) for path, module in student.named_modules() if isinstance(module, BinaryLayer))
+
+
+@contextmanager
+def planes_together(student: nn.Module) -> Iterator[None]:
+    """Evaluation with one product in each layer, as in training, in place of one for each pair of planes.
+
+    Equal within rounding, and for several bits many times as fast.
+    """
+    layers = [layer for _, layer in binary_layers(student)]
+    for layer in layers:
+        layer.planes_apart = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.planes_apart
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ from bnnconvert.train.checkpoint import State, collect_parts, restore_parts
 from bnnconvert.train.diagnose import refuse_bad_parameters
 from bnnconvert.train.engine import engine, has_unused_parameters, share_buffers, share_parameters
 from bnnconvert.train.gradients import GradientQuantizer
-from bnnconvert.train.latent import advance_schedules, freeze_weights, set_stage, weight_signs
+from bnnconvert.train.latent import advance_schedules, freeze_weights, planes_together, set_stage, weight_signs
 from bnnconvert.train.layer_wise import fit_batches, fit_weights, refuse_unfit
 from bnnconvert.train.layout import keep_gradient_layout, use_layout
 from bnnconvert.train.metrics import Tally, measure_accuracy
@@ -379,4 +379,5 @@ class FineTuning:
         self.student.eval()
         batches = ((to_input(given, self.views.data), labels) for given, labels in self.held_out_loader)
         gather = self.accelerator.gather_for_metrics
-        return measure_accuracy(self.student, batches, task=self.task, gather=gather).accuracy
+        with planes_together(self.student):
+            return measure_accuracy(self.student, batches, task=self.task, gather=gather).accuracy

@@ -13,6 +13,7 @@ from bnnconvert.layers.conv2d import BinaryConv2d
 from bnnconvert.layers.linear import BinaryLinear
 from bnnconvert.layers.prelu import ChannelPReLU
 from bnnconvert.layers.rprelu import RPReLU
+from bnnconvert.train.latent import planes_together
 from tests.students import TwoPlanes
 
 
@@ -32,6 +33,19 @@ def test_training_and_evaluation_forms_agree(inputs: str, pad_bit: str) -> None:
     torch.manual_seed(0)
     layer, x = conv(inputs=inputs, pad_bit=pad_bit), torch.randn(3, 6, 7, 9)
     torch.testing.assert_close(layer.train()(x), layer.eval()(x), rtol=1e-5, atol=1e-5)
+
+
+def test_evaluation_may_take_planes_together() -> None:
+    torch.manual_seed(0)
+    layer, x = conv(inputs="two").eval(), torch.randn(3, 6, 7, 9)
+    calls: list[Tensor] = []
+    layer.linear_map = lambda *given, **rest: calls.append(given[0]) or BinaryConv2d.linear_map(layer, *given, **rest)  # type: ignore[func-returns-value, method-assign]
+    apart = layer(x)
+    assert len(calls) == 2
+    with planes_together(layer):
+        torch.testing.assert_close(layer(x), apart, rtol=1e-5, atol=1e-5)
+    assert len(calls) == 3
+    assert torch.equal(layer(x), apart)
 
 
 @pytest.mark.parametrize("pad_bit", ["zero", "one"])
