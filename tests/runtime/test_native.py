@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import mmap
 import threading
 from collections.abc import Callable
@@ -312,6 +313,27 @@ def _agree(case: Case, isa: str, threads: int = 2) -> None:
     """Sums of up to some thousand terms in another order: their rounding is relative to the terms, not to the sum."""
     expected = case.run(None)
     np.testing.assert_allclose(case.run(isa, threads), expected, rtol=1e-5, atol=4e-6 * max(1, np.abs(expected).max()))
+
+
+@functools.cache
+def _token_network(tokens: int, heads: int, size: int, width: int) -> Case:
+    """Attention behind a layer norm; of each head its queries, keys and values lie side by side, the values twice."""
+
+    def function(x: Tensor, weight: Tensor) -> Tensor:
+        parts = F.linear(F.layer_norm(x, (width,)), weight).unflatten(-1, (heads, 4, size))
+        q, k, v, w = parts.permute(3, 0, 2, 1, 4).unbind(0)
+        return _attend(q, k, v) + _attend(q, k, w)
+
+    return program_of(function, _image(3, tokens, width), _image(4 * heads * size, width) * width**-0.5)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    "sizes", [(5, 2, 3, 7), (2, 1, 1, 16), (16, 4, 16, 33), (17, 3, 70, 5), (100, 2, 20, 64)], ids=str
+)
+def test_attention_agrees_at_any_size(isa: str, threads: int, sizes: tuple[int, int, int, int]) -> None:
+    _agree(_token_network(*sizes), isa, threads)
 
 
 @st.composite

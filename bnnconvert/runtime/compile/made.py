@@ -16,6 +16,7 @@ Places = npt.NDArray[np.int32]
 SAMPLES = 2
 """With so many, an order that mixes samples shows."""
 LARGEST = 2**22
+"""Numbers of a value whose places are worked out one by one."""
 
 
 class NotNative(Exception):
