@@ -129,8 +129,8 @@ std::unique_ptr<Step> Engine::make_step(const StepSpec& step, const Build& build
         case StepKind::conv: return make_conv(step, build);
         case StepKind::window: return make_window(step, build);
         case StepKind::map: return make_map(step, build);
-        case StepKind::softmax: return make_softmax(step, build);
-        case StepKind::normalize: return make_normalize(step, build);
+        case StepKind::softmax:
+        case StepKind::normalize: return make_pixel_step(step, build);
         case StepKind::attention: return make_attention(step, build);
         case StepKind::masked: return make_masked(step, build);
         case StepKind::pool_bits: return make_pool_bits(step, build);

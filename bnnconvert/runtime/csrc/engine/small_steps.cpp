@@ -182,11 +182,7 @@ std::unique_ptr<Step> make_output(const StepSpec& step, const Build& build, int 
     return std::make_unique<Edge>(step, build, number, false);
 }
 
-std::unique_ptr<Step> make_softmax(const StepSpec& step, const Build& build) {
-    return std::make_unique<PixelStep>(step, build);
-}
-
-std::unique_ptr<Step> make_normalize(const StepSpec& step, const Build& build) {
+std::unique_ptr<Step> make_pixel_step(const StepSpec& step, const Build& build) {
     return std::make_unique<PixelStep>(step, build);
 }
 

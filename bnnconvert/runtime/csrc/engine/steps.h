@@ -37,8 +37,7 @@ std::unique_ptr<BandStep> make_window(const StepSpec& step, const Build& build);
 // A convolution and the pool behind it as one step; null where step `number` is none, or nothing would be gained.
 std::unique_ptr<Step> make_bands(const Build& build, size_t number, bool always);
 std::unique_ptr<Step> make_map(const StepSpec& step, const Build& build);
-std::unique_ptr<Step> make_softmax(const StepSpec& step, const Build& build);
-std::unique_ptr<Step> make_normalize(const StepSpec& step, const Build& build);
+std::unique_ptr<Step> make_pixel_step(const StepSpec& step, const Build& build);
 std::unique_ptr<Step> make_attention(const StepSpec& step, const Build& build);
 std::unique_ptr<Step> make_masked(const StepSpec& step, const Build& build);
 std::unique_ptr<Step> make_pool_bits(const StepSpec& step, const Build& build);
