@@ -12,6 +12,7 @@ from bnnconvert.artifact.schema import Array
 from bnnconvert.runtime.compile.compiler import Compiler
 from bnnconvert.runtime.compile.made import NotNative
 from bnnconvert.runtime.compile.operators.table import HANDLERS
+from bnnconvert.runtime.compile.write import plan_bytes
 from bnnconvert.values.program import Node, Program, Value
 
 UNUSUAL = (ValueError, TypeError, LookupError, ArithmeticError, AssertionError, struct.error)
@@ -41,7 +42,7 @@ def parts_of(program: Program, tensors: Mapping[str, Array]) -> tuple[list[Part]
             compiler = Compiler(program, tensors)
             try:
                 plan = compiler.compile(program.nodes[first:last], *crossings.of(first, last), HANDLERS)
-                plans[first, last] = plan.to_bytes()
+                plans[first, last] = plan_bytes(plan)
             except NotNative as error:
                 failed = first + max(compiler.at, 0), str(error)
             except UNUSUAL as error:
