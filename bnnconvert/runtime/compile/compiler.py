@@ -56,11 +56,8 @@ class Compiler:
     def value(self, argument: Argument) -> Made:
         """An argument that is a value or a tensor of the file."""
         if isinstance(argument, Value):
-            made = self.made[argument.value]
-            if made.view is not None:  # then what moved the numbers is at fault, not what reads them
-                self.at = made.view.maker
-                raise NotNative("its numbers are read in another order than they lie in")
-            return made
+            self._require_place(self.made[argument.value])
+            return self.made[argument.value]
         if isinstance(argument, Constant):
             tensor = self.tensors[argument.tensor]
             return Made(tensor.shape, constant=tensor)
@@ -117,14 +114,18 @@ class Compiler:
     def stored(self, made: Made) -> Image:
         """The image that holds a value, made now if there is none."""
         if made.image is None:
-            if made.view is not None:
-                self.at = made.view.maker
-                raise NotNative("its numbers are read in another order than they lie in")
+            self._require_place(made)
             if made.step is None or self.top[made.step] is not made:
                 raise NotNative("a constant is used as a value")
             made.image = Image(Kind.FLOATS, made.channels, *made.size)
             made.step.chain.append(Op(Code.STORE, made.image))
         return made.image
+
+    def _require_place(self, made: Made) -> None:
+        """Refuse a value that is only a view: what moved the numbers is at fault, not what reads them."""
+        if made.view is not None:
+            self.at = made.view.maker
+            raise NotNative("its numbers are read in another order than they lie in")
 
     def is_used_later(self, made: Made) -> bool:
         """Whether nodes that are still to come read it."""

@@ -76,6 +76,11 @@ class Made:
             raise NotNative("windows move over a value whose pixels lie in another order")
         return self.size
 
+    def lying(self, size: tuple[int, int]) -> "Made":
+        """The value itself, held by an image of that height and width."""
+        self.lies = None if self.size == size else size
+        return self
+
     def like(self, **given: Any) -> "Made":
         """A value of this shape and order."""
         return Made(self.shape, tokens=self.tokens, lies=self.lies, **given)
@@ -118,8 +123,7 @@ class View:
             for tokens in (False, True):
                 made = Made(tuple(shape), image=base.image, tokens=tokens and len(shape) > 1)
                 if made.channels == base.channels and np.array_equal(View.of(made, 0).places, self.places):
-                    made.lies = None if made.size == base.size else base.size
-                    return made
+                    return made.lying(base.size)
         return Made(tuple(shape), view=self)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from bnnconvert.values.program import Node, Value, ValueSpec
 
 PERMUTE, TRANSPOSE = "aten.permute.default", "aten.transpose.int"
-READERS = {"aten.layer_norm.default": "input", "aten.linear.default": "input"}
+_READERS = {"aten.layer_norm.default": "input", "aten.linear.default": "input"}
 """Operators over the last axis, and the name of what they read."""
 _SAME_ORDER = tuple(f"aten.{name}." for name in ("contiguous", "clone", "add", "sub", "mul", "gelu", "relu", "silu"))
 
@@ -32,8 +32,8 @@ def read_as_tokens(nodes: Sequence[Node], specs: Mapping[str, ValueSpec]) -> set
     for node in reversed(nodes):
         read = [r.value for r in node.references() if isinstance(r, Value)]
         made = node.outputs[0].name
-        if node.op in READERS:
-            operand = node.arguments[READERS[node.op]]
+        if node.op in _READERS:
+            operand = node.arguments[_READERS[node.op]]
             read = [operand.value] if isinstance(operand, Value) else []
         elif node.op in (PERMUTE, TRANSPOSE):
             rank = len(specs[read[0]].shape) if read else 0

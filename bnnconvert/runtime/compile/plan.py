@@ -190,8 +190,8 @@ class Step:
 
     def images(self) -> list[Image]:
         """Every image that the step reads or writes."""
-        given = (self.input, self.output, self.mask, *(part.image for part in self.operands))
-        return [image for image in (*given, *(op.image for op in self.chain)) if image is not None]
+        written = (self.output, *(op.image for op in self.chain if op.code in WRITES))
+        return [*self.reads(), *(image for image in written if image is not None)]
 
 
 @dataclass

@@ -68,10 +68,6 @@ class _Writer:
                 self.integers(step.tokens)
             case StepKind.MAP:
                 self.image(step.input)
-            case StepKind.NORMALIZE:
-                self.image(step.input)
-                self.image(step.output)
-                self.reals(step.factor)
             case StepKind.CONV:
                 self.conv(step)
             case StepKind.MASKED:
@@ -87,10 +83,13 @@ class _Writer:
                 self.geometry(step)
                 self.integers(step.reduce, step.divisor)
                 self.blob(step.weights)
-            case StepKind.SOFTMAX:
+            case StepKind.SOFTMAX | StepKind.NORMALIZE | StepKind.COPY:
                 self.image(step.input)
                 self.image(step.output)
-                self.integers(step.logarithm)
+                if step.kind == StepKind.SOFTMAX:
+                    self.integers(step.logarithm)
+                if step.kind == StepKind.NORMALIZE:
+                    self.reals(step.factor)
             case StepKind.POOL_BITS:
                 self.image(step.input)
                 self.geometry(step)
@@ -102,9 +101,6 @@ class _Writer:
                 for part in step.operands:
                     self.image(part.image)
                     self.integers(part.offset, part.stride)
-                self.image(step.output)
-            case StepKind.COPY:
-                self.image(step.input)
                 self.image(step.output)
         if step.kind in (StepKind.CONV, StepKind.MASKED, StepKind.WINDOW, StepKind.MAP):
             self.integers(len(step.chain))

@@ -26,7 +26,6 @@ def reshape(c: Compiler, node: Node) -> Made:
         raise NotNative(f"the shape {x.shape} becomes {shape}")
     after = Made(shape, tokens=x.tokens and len(shape) > 1)
     if x.channels == after.channels:
-        after.lies = None if after.size == x.size else x.size
         return _renamed(c, x, after)
     if x.tokens:
         raise NotNative(f"tokens of the shape {x.shape} become {shape}")
@@ -45,7 +44,6 @@ def reordered(c: Compiler, node: Node) -> Made:
     if x.constant is not None or axes[0] != 0 or pixels != sorted(pixels) or x.axis not in (axes[1], axes[-1]):
         raise NotNative(f"the axes of {x.shape} take the order {axes}")
     after = Made(tuple(x.shape[axis - 1] for axis in axes[1:]), tokens=len(axes) > 2 and axes[-1] == x.axis)
-    after.lies = None if after.size == x.size else x.size
     return _renamed(c, x, after)
 
 
@@ -75,6 +73,7 @@ def _renamed(c: Compiler, x: Made, after: Made) -> Made:
     """Another name for the same numbers, in the same image or chain."""
     if c.is_used_later(x):
         c.stored(x)
+    after.lying(x.size)
     after.step, after.image = x.step, x.image
     if x.step is not None and c.top.get(x.step) is x:
         c.top[x.step] = after

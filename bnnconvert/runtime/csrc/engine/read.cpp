@@ -102,8 +102,8 @@ class StepReader {
                 step_.input = image(Kind::floats);
                 take_positions(spec(step_.input));
                 break;
-            case StepKind::softmax: read_softmax(); break;
-            case StepKind::normalize: read_normalize(); break;
+            case StepKind::softmax:
+            case StepKind::normalize: read_pixel_step(); break;
             case StepKind::attention: read_attention(); break;
             case StepKind::pool_bits: read_pool_bits(); break;
             case StepKind::copy: read_copy(); break;
@@ -253,16 +253,12 @@ class StepReader {
                                     "a depthwise weight");
     }
 
-    void read_softmax() {
+    void read_pixel_step() {
         step_.input = image(Kind::floats), step_.output = image(Kind::floats);
-        step_.logarithm = words_.number(0, 1, "the kind of a softmax");
-        take_positions(spec(step_.input));
-        check_same(spec(step_.output), step_.channels);
-    }
-
-    void read_normalize() {
-        step_.input = image(Kind::floats), step_.output = image(Kind::floats);
-        step_.factor = words_.real();
+        if (step_.kind == StepKind::softmax)
+            step_.logarithm = words_.number(0, 1, "the kind of a softmax");
+        else
+            step_.factor = words_.real();
         take_positions(spec(step_.input));
         check_same(spec(step_.output), step_.channels);
     }
