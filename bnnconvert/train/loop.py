@@ -20,29 +20,28 @@ from bnnconvert.train.augment import Choice, choose
 from bnnconvert.train.batches import (
     EpochBatches,
     Sampling,
-    derive_seed,
     plain_loader,
     preserved_randomness,
     to_input,
     train_loader,
     whole_batch,
 )
-from bnnconvert.train.calibrate import calibrate_inputs, reestimate_batch_norm, set_batch_norm_momentum, train_mode
+from bnnconvert.train.calibrate import set_batch_norm_momentum, train_mode
 from bnnconvert.train.checkpoint import State, collect_parts, restore_parts
 from bnnconvert.train.diagnose import refuse_bad_parameters
-from bnnconvert.train.engine import engine, has_unused_parameters, share_buffers, share_parameters
+from bnnconvert.train.engine import engine, has_unused_parameters, share_buffers
 from bnnconvert.train.gradients import GradientQuantizer
 from bnnconvert.train.latent import advance_schedules, freeze_weights, planes_together, set_stage, weight_signs
-from bnnconvert.train.layer_wise import fit_batches, fit_weights, refuse_unfit
+from bnnconvert.train.layer_wise import refuse_unfit
 from bnnconvert.train.layout import keep_gradient_layout, use_layout
 from bnnconvert.train.metrics import Tally, measure_accuracy
 from bnnconvert.train.monitor import dead_channels, flip_ratios
 from bnnconvert.train.objective import Objective
-from bnnconvert.train.optimizers import add_network, enter_stage, make_optimizer
+from bnnconvert.train.optimizers import add_network, make_optimizer
 from bnnconvert.train.record import Recorder
 from bnnconvert.train.schedule import Span, learning_rate, span_at, stage_spans
-from bnnconvert.train.scratch import start_anew
 from bnnconvert.train.setup import Setup, comparable_settings, doubts, override, refuse_half
+from bnnconvert.train.stages import Stages
 from bnnconvert.train.step import Stepper
 from bnnconvert.train.views import Views
 from bnnconvert.values.data import Data
@@ -178,6 +177,9 @@ class FineTuning:
         if self.objective.teacher is not None and joint:
             self.objective.teacher.forward = accelerator.prepare(self.objective.teacher.model)
         self.gradients = None if bits is None else GradientQuantizer(student, bits).to(device)
+        self.stages = Stages(
+            student, self.optimizer, setup, self.views, spans=self.spans, batch_size=self.batches.batch_size
+        )
         self.step = Stepper(
             self.objective,
             self.wrapped,
@@ -203,7 +205,7 @@ class FineTuning:
         else:
             self.state, parts = found
             restore_parts(parts, self._stateful(), self.optimizer, self.accelerator.scaler)
-            self._set_stage(self.spans[self.state.stage])
+            self.stages.enter(self.spans[self.state.stage])
         recorder.start(self.state, total_steps=self.total, per_epoch=self.per_epoch)
         while self.state.step < self.total:
             self._epoch()
@@ -230,50 +232,17 @@ class FineTuning:
         return [*self.networks, *gradients, *self.objective.memories]
 
     def _begin_run(self) -> None:
-        """Calibrate the binary student, measure it, then begin the first stage."""
-        set_stage(self.student, weights=True, inputs=True)
-        if self.training.start == "scratch":
-            member = [] if self.setup.sampling is None else [self.setup.sampling.number]
-            torch.manual_seed(derive_seed(self.setup.seed, "start", *member))
-            for network in self.networks:
-                start_anew(network)
-        advance_schedules(self.student, 0.0)
-        self._calibrate()
-        self._reestimate()
+        """Fit the binary student to the data, measure it, then begin the first stage."""
+        self.stages.start(self.networks)
         self.state.start_accuracy = self._held_out_accuracy()
         self._begin_stage(self.spans[0])
         self.state.signs = weight_signs(self.student)
 
     def _begin_stage(self, span: Span) -> None:
-        """Choose the binary operands and fit to them what depends on them."""
-        if span.stage.fit is not None:
-            self._fit_weights(span)
-        self._set_stage(span)
-        freeze_weights(self.student, span.stage.frozen)
-        if span.index and self.training.schedule_spans == "stage":
-            # A schedule that begins anew warms up anew, so the optimizer may forget the other stage's gradients.
-            self.optimizer.state.clear()
-        is_fitted = span.stage.fit is not None  # to what batch norm does as it stands
-        if not is_fitted and ((span.stage.weights, span.stage.inputs) != (True, True) or span.index):
-            self._reestimate()
+        is_fitted = self.stages.begin(span, told=self.recorder.note)
         self.state.stage = span.index
         if is_fitted:
             self.recorder.save(self.state, self._parts())  # a fit takes long enough not to be done twice
-
-    def _fit_weights(self, span: Span) -> None:
-        """Fit weights that are about to become binary to what the network does while they are float."""
-        inputs, before = span.stage.inputs, self.spans[span.index - 1].stage if span.index else None
-        freeze_weights(self.student, 0)
-        set_stage(self.student, weights=False, inputs=inputs)
-        if before is None or (before.weights, before.inputs) != (False, inputs):
-            self._reestimate()  # batch norm knows other operands
-        batches = fit_batches(self.views, self.batches.batch_size)
-        fit_weights(self.student, batches, seed=self.setup.seed, told=self.recorder.note)
-        share_parameters(self.student)
-
-    def _set_stage(self, span: Span) -> None:
-        set_stage(self.student, weights=span.stage.weights, inputs=span.stage.inputs)
-        enter_stage(self.optimizer, self.training.optimizer, span)
 
     def _epoch(self) -> None:
         """The rest of the epoch that the run is in, then its measurements."""
@@ -340,7 +309,7 @@ class FineTuning:
         self.student.load_state_dict(best)
         set_stage(self.student, weights=True, inputs=True)
         running = self._held_out_accuracy()
-        self._reestimate()
+        self.stages.reestimate()
         accuracy = self._held_out_accuracy()
         is_kept = self.task.no_worse(accuracy, running)
         if not is_kept:
@@ -361,19 +330,6 @@ class FineTuning:
         self.accelerator.wait_for_everyone()
         self.recorder.done(report)
         return report
-
-    def _calibrate(self) -> None:
-        torch.manual_seed(derive_seed(self.setup.seed, "calibrate"))
-        x = next(self.views.batches(1, self.batches.batch_size))
-        calibrate_inputs(self.student, x, frozen=self.training.keeps_statistics)
-
-    def _reestimate(self) -> None:
-        if self.training.batch_norm_batches == 0:
-            return
-        batches = self.views.batches(
-            self.training.batch_norm_batches, self.batches.batch_size, augmentation=self.setup.augmentation
-        )
-        reestimate_batch_norm(self.student, batches)
 
     def _held_out_accuracy(self) -> float:
         self.student.eval()

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 from bnnconvert.errors import UsageError
-from bnnconvert.train import clip_latent, evaluate_samples, finetune, loop
+from bnnconvert.train import clip_latent, evaluate_samples, finetune, stages
 from bnnconvert.train.calibrate import prepare
 from bnnconvert.train.setup import doubts
 from bnnconvert.train.views import Views
@@ -79,7 +79,7 @@ def test_a_student_learns_digits_better_than_it_starts() -> None:
 
 def test_batch_norm_is_reestimated_on_images_as_training_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
-    monkeypatch.setattr(loop, "reestimate_batch_norm", lambda _, batches: seen.append(torch.cat(list(batches))))
+    monkeypatch.setattr(stages, "reestimate_batch_norm", lambda _, batches: seen.append(torch.cat(list(batches))))
     data = make_data(samples=40)
     run(data=data, training=LABELS_ONLY | {"epochs": 1, "batch_norm_batches": 2}, augment="crop-flip")
     views = Views.of(data, 0.2, seed=0, device=torch.device("cpu"))

@@ -147,7 +147,8 @@ def run(folder: Path | None = None, **changes: Any) -> tuple[GraphModule, TrainR
     teacher = changes.pop("teacher", None) or make_teacher()
     data = changes.pop("data", None) or make_data()
     training = make_training(**changes.pop("training", {}))
-    report = finetune(student, teacher, data, training, folder=folder, device="cpu", **changes)
+    changes.setdefault("device", "cpu")
+    report = finetune(student, teacher, data, training, folder=folder, **changes)
     return student, report
 
 
