@@ -21,7 +21,7 @@ def convert(
         typer.Option(
             metavar="NAME|FILE", help="What to make of it: a name that `bnnconvert recipes` lists, or a TOML file."
         ),
-    ],
+    ] = "auto",
     model: options.Factory = None,
     input_shape: options.InputShape = None,
     data: options.Data = None,

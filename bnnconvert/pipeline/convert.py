@@ -47,7 +47,7 @@ TRACED = 2
 
 def convert(
     model: nn.Module,
-    recipe: str | Recipe = "xnor",
+    recipe: str | Recipe = "auto",
     *,
     example_inputs: tuple[Tensor, ...] | None = None,
     input_shape: Shapes | None = None,
@@ -154,7 +154,7 @@ def _calibrated(made: Reconstruction) -> str:
 
 def convert_model(
     spec: str,
-    recipe: str = "xnor",
+    recipe: str = "auto",
     *,
     model: str | None = None,
     trust_pickle: bool = False,

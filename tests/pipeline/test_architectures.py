@@ -1,4 +1,4 @@
-"""The zoo in small: every kind of network converts with 1-bit and weight-only recipes, trains, and packs."""
+"""The zoo in small: every kind of network converts with the default, a 1-bit and a weight-only recipe, trains, packs."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ PROPERTIES = ("first layer", "last layer", "1x1 shortcut", "depthwise", "its bin
 """Reasons for a layer to stay float; each names something of the model."""
 
 
-@pytest.mark.parametrize("recipe", ["xnor", "bwn"])
+@pytest.mark.parametrize("recipe", ["auto", "xnor", "bwn"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_architecture(name: str, recipe: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
