@@ -26,7 +26,6 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 PASS_THROUGH = (nn.Identity, nn.Dropout, nn.Dropout2d)
 MEMBER, VOTE = "member", "vote"
 """Paths of an ensemble's members, numbered from 1, and of their vote."""
-Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 _PRODUCTS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.MultiheadAttention)
 WEIGHT_LAYERS = (*_PRODUCTS, nn.Embedding, nn.RNNBase, nn.RNNCellBase, BinaryLayer)
 

@@ -6,6 +6,7 @@ grid      (N, H, W, C)  <-> (N, C, H, W)
 block     (N, D, H, W, C) <-> (N, C, D, H W)
 volume    (N, C, D, H, W) -> (N D', C k, H, W), what each of D' windows of k frames sees, and back from (N D', O, H, W)
 phases    (N, O s s, H, W) -> (N, O, s H, s W), one convolution for each phase of a transposed one; of 1 to 3 axes
+          (N, O a b, H, W), ... -> (N, O s s, H', W'), of several convolutions for a b phases each
 """
 
 from typing import Literal
@@ -99,6 +100,37 @@ class FromFrames(nn.Module):
     def extra_repr(self) -> str:
         """Frames."""
         return f"{self.depth}"
+
+
+class JoinPhases(nn.Module):
+    """Phases of a transposed convolution from convolutions for some each: two along each axis that is `split`.
+
+    The last axis changes fastest. Those of fewer taps end a row earlier, where nothing is looked at.
+
+    Shapes: each x (N, O a b, H, W), with its own a and b, y (N, O sh sw, H', W'); so, too, of one axis or three.
+    """
+
+    def __init__(self, counts: tuple[tuple[int, ...], ...], split: tuple[bool, ...]) -> None:
+        super().__init__()
+        self.counts, self.split = counts, split
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        """All phases of an output channel side by side."""
+        axes = len(self.split)
+        sizes = [max(part.shape[2 + axis] for part in parts) for axis in range(axes)]
+        whole = []
+        for part, counts in zip(parts, self.counts, strict=True):
+            missing = [size - now for size, now in zip(sizes, part.shape[2:], strict=True)]
+            ends = [amount for more in reversed(missing) for amount in (0, more)]
+            whole.append(torch.unflatten(F.pad(part, ends), 1, (-1, *counts)))  # (N, O, a, b, H', W')
+        for axis in reversed(range(axes)):
+            if self.split[axis]:
+                whole = [torch.cat(pair, 2 + axis) for pair in zip(whole[::2], whole[1::2], strict=True)]
+        return whole[0].flatten(1, 1 + axes)
+
+    def extra_repr(self) -> str:
+        """Phases of each."""
+        return f"counts={self.counts}, split={self.split}"
 
 
 class Interleave(nn.Module):

@@ -9,7 +9,6 @@ Through what works element by element or along the same axes, a view moves up an
 meet and both go.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace as changed
 from typing import Any, ClassVar, Literal
@@ -18,7 +17,6 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from bnnconvert.graph import (
-    Transposed,
     calls_of,
     free_path,
     input_of,
@@ -31,6 +29,7 @@ from bnnconvert.graph import (
     shape_of,
 )
 from bnnconvert.layers.axes import Frames, FromFrames, FromImage, Interleave, Kind, ToImage, View
+from bnnconvert.layers.phases import Transposed, convolution_of, phases_of
 from bnnconvert.rewrite.base import EXACT, Promise, Refusal, Rewrite, Site
 from bnnconvert.values.plan import Plan
 
@@ -43,12 +42,6 @@ _ALONG = (nn.BatchNorm1d, nn.MaxPool1d, nn.AvgPool1d)
 """What has a form of its own on images, for sequences."""
 _RESHAPED = ("conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 """Kinds of layers whose weights have another shape afterwards."""
-_PHASES: dict[type[nn.Module], type[nn.Module]] = {
-    nn.ConvTranspose1d: nn.Conv1d,
-    nn.ConvTranspose2d: nn.Conv2d,
-    nn.ConvTranspose3d: nn.Conv3d,
-}
-"""What each phase of a transposed convolution is."""
 
 
 class AsImages(Rewrite):
@@ -145,30 +138,20 @@ def _wrap_volume(graph: GraphModule, node: Node, module: nn.Conv3d) -> None:
 
 
 def _wrap_transposed(graph: GraphModule, node: Node, module: Transposed) -> None:
-    """full[s q + a] = sum_j x[q - j] w[a + s j]: for each phase a one convolution, its taps in turned order.
+    """One convolution for all phases, whose kernel is a multiple of the stride.
 
     Over sequences and volumes that convolution has a form on images itself, which the next round finds.
     """
     path, before, shape = str(node.target), shape_of(input_of(node)), shape_of(node)
     assert before is not None
     assert shape is not None
-    phases, axes = math.prod(module.stride), len(module.stride)
-    kernel = tuple(taps // step for taps, step in zip(module.kernel_size, module.stride, strict=True))
-    weight = module.weight.detach()
-    inputs, outputs = weight.shape[:2]
-    split = (size for pair in zip(kernel, module.stride, strict=True) for size in pair)
-    places, offsets = range(2, 2 + 2 * axes, 2), range(3, 3 + 2 * axes, 2)
-    filters = weight.reshape(inputs, outputs, *split).flip(*places).permute(1, *offsets, 0, *places)
-    settings: Any = {"padding": tuple(taps - 1 for taps in kernel), "bias": module.bias is not None, "device": "meta"}
-    made: Any = _PHASES[type(module)](inputs, outputs * phases, kernel, **settings)
-    made.weight = nn.Parameter(filters.reshape(made.weight.shape).contiguous())
-    if module.bias is not None:
-        made.bias = nn.Parameter(module.bias.detach().repeat_interleave(phases))
-    set_module(graph, path, made.train(module.training))
+    (phases,) = phases_of(module)
+    made = convolution_of(module, phases)
+    set_module(graph, path, made)
     start: Any = module.padding
     insert_after(graph, node, f"{path}_phases", Interleave(module.stride, start, shape[2:]))
-    sizes = (size + taps - 1 for size, taps in zip(before[2:], kernel, strict=True))
-    node.meta["shape"] = (before[0], outputs * phases, *sizes)
+    sizes = (size + phase.taps - 1 for size, phase in zip(before[2:], phases, strict=True))
+    node.meta["shape"] = (before[0], made.out_channels, *sizes)
 
 
 def _convolution(module: nn.Conv1d | nn.Linear) -> nn.Conv2d:

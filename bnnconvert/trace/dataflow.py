@@ -2,14 +2,15 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from bnnconvert.graph import WEIGHT_LAYERS, Transposed, all_calls, is_add, module_of, shape_of
+from bnnconvert.graph import WEIGHT_LAYERS, all_calls, is_add, module_of, shape_of
+from bnnconvert.layers.phases import Transposed
 from bnnconvert.trace.attention import why_whole
 from bnnconvert.trace.recurrent import why_whole_recurrent
+from bnnconvert.trace.transposed import why_whole_transposed
 from bnnconvert.trace.weights import is_weighted_call
 from bnnconvert.values.plan import TABLE, LayerFacts
 
@@ -146,7 +147,7 @@ def _obstacle(graph: GraphModule, calls: list[Node], module: nn.Module) -> str |
     if "weight" not in dict(module.named_parameters(recurse=False)):
         return "its weight is computed, not a plain parameter"
     if isinstance(module, Transposed):
-        return _no_phases(module)
+        return why_whole_transposed(graph, node, module)
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and (
         isinstance(module.padding, str) or module.padding_mode != "zeros"
     ):
@@ -155,19 +156,6 @@ def _obstacle(graph: GraphModule, calls: list[Node], module: nn.Module) -> str |
     shape = shape_of(node.all_input_nodes[0])
     if isinstance(module, nn.Linear) and (shape is None or not 2 <= len(shape) <= 5):
         return f"its input has shape {shape}, not (batch, features) with up to three axes between"
-    return None
-
-
-def _no_phases(module: Transposed) -> str | None:
-    """Why a transposed convolution is no set of convolutions, one for each phase of its stride."""
-    sizes = list(zip(module.kernel_size, module.stride, strict=True))
-    if any(kernel % stride for kernel, stride in sizes):
-        return f"its kernel {module.kernel_size} is no multiple of its stride {module.stride}"
-    if module.groups != 1 or set(module.dilation) != {1}:
-        return f"it has {module.groups} groups and dilation {module.dilation}"
-    padding: Any = module.padding
-    if any(more > cut for more, cut in zip(module.output_padding, padding, strict=True)):
-        return f"its output is padded by {module.output_padding}, beyond what it computes"
     return None
 
 

@@ -28,6 +28,7 @@ from bnnconvert.trace.canonical import canonicalise
 from bnnconvert.trace.compare import require_same
 from bnnconvert.trace.inside import put_graphs_inside
 from bnnconvert.trace.recurrent import expand_recurrent
+from bnnconvert.trace.transposed import expand_transposed
 from bnnconvert.values.inputs import run_example
 from bnnconvert.values.steering import Steering
 
@@ -168,7 +169,7 @@ def _finished(graph: GraphModule, inputs: tuple[Tensor, ...], expected: object, 
         note = f"The model computes the weight of {listed} from parameters alone: a plain parameter of that value now."
         graph.meta["notes"] = (*graph.meta.get("notes", ()), note)
     propagate_shapes(graph, *copies(inputs))
-    if expand_attention(graph) + expand_recurrent(graph):
+    if expand_attention(graph) + expand_recurrent(graph) + expand_transposed(graph):
         propagate_shapes(graph, *copies(inputs))
     given = copies(inputs)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The zoo in small: every kind of network converts with the default, a 1-bit and a weight-only recipe, trains, packs."""
+"""The zoo in small: every kind of network converts by default, 1-bit and weight-only recipes, trains and packs."""
 
 from pathlib import Path
 

@@ -1,6 +1,7 @@
 """Sequences and tokens as images: the same function, the same network as one over images, and packed like it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,9 +9,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import bnnconvert
-from bnnconvert.graph import Transposed, module_of
+from bnnconvert.graph import module_of
 from bnnconvert.layers.axes import View
 from bnnconvert.layers.conv2d import BinaryConv2d
+from bnnconvert.layers.phases import Transposed
 from tests.networks import Transformer, randomise, sequence
 
 
@@ -203,9 +205,58 @@ def test_layers_that_see_no_sample_are_binary_all_the_same(least: float) -> None
     assert student.model.eval()(torch.randn(5, 3, 8, 8)).shape == (5 if least < 0 else 0, 1, 16, 16)
 
 
-def test_transposed_convolutions_without_whole_phases_are_refused_by_their_sizes() -> None:
-    net = nn.Sequential(nn.Conv2d(2, 4, 1), nn.ConvTranspose2d(4, 4, 3, 2), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 2, 1))
-    plan = bnnconvert.convert(net, recipe="bwn", input_shape=(1, 2, 6, 6)).plan
-    layer = plan.layer("1")
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"kernel_size": 3, "stride": 2, "groups": 2}, "it has 2 groups and dilation"),
+        (
+            {"kernel_size": 3, "stride": 2, "output_padding": 1},
+            "its output is padded by (1, 1), beyond",
+        ),
+        ({"kernel_size": (3, 1), "stride": 2}, "its kernel (3, 1) is smaller than its stride (2, 2)"),
+    ],
+)
+def test_transposed_convolutions_that_are_no_convolutions_are_refused_by_their_sizes(
+    settings: dict[str, Any], reason: str
+) -> None:
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 1), nn.ConvTranspose2d(4, 4, **settings), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 2, 1)
+    )
+    layer = bnnconvert.convert(net, recipe="bwn", input_shape=(1, 2, 6, 6)).plan.layer("1")
     assert layer is not None
-    assert layer.reason == "its kernel (3, 3) is no multiple of its stride (2, 2)"
+    assert layer.reason.startswith(reason)
+
+
+UNEVEN = {
+    "output padded": nn.ConvTranspose2d(4, 6, 3, 2, padding=1, output_padding=1),
+    "not padded": nn.ConvTranspose2d(4, 6, (5, 3), (2, 2), bias=False),
+    "one axis": nn.ConvTranspose2d(4, 6, (3, 4), (1, 3), padding=(1, 2)),
+    "wide stride": nn.ConvTranspose2d(4, 6, 7, 4, padding=2, output_padding=1),
+    "sequence": nn.ConvTranspose1d(4, 6, 3, 2, padding=1),
+    "volume": nn.ConvTranspose3d(4, 6, 3, 2, padding=1, output_padding=1),
+}
+
+
+@pytest.mark.parametrize("recipe", ["auto", "bwn", "xnor"])
+@pytest.mark.parametrize("layer", UNEVEN.values(), ids=UNEVEN)
+def test_transposed_convolutions_of_uneven_phases_are_a_convolution_for_each_size(
+    layer: Transposed, recipe: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    kind, norm = ENDS[len(layer.kernel_size)]
+    net = nn.Sequential(kind(2, 4, 1), norm(4), nn.ReLU(), layer, norm(6), nn.ReLU(), kind(6, 3, 1)).eval()
+    x = torch.randn(2, 2, *(5, 6, 7)[-len(layer.kernel_size) :])
+    student = bnnconvert.convert(net, recipe=recipe, example_inputs=(x,))
+    torch.testing.assert_close(student.teacher(x), net(x))
+    binary = [p for p in student.plan.layers if p.decision != "float"]
+    assert all(p.facts.path.startswith("3.taps_") for p in binary)
+    uneven = sum(bool(taps % step) for taps, step in zip(layer.kernel_size, layer.stride, strict=True))
+    assert len(binary) == 2**uneven
+    # its taps, each once; a convolution of several rows sees more positions at the ends than are looked at
+    assert sum(torch.Size(p.facts.weight_shape).numel() for p in binary) == layer.weight.numel()
+    student.model.train()(x).square().sum().backward()
+    assert all(bool(student.model.get_submodule(p.facts.path).weight.grad.abs().sum() > 0) for p in binary)
+    student.model.eval()
+    bnnconvert.export(student, tmp_path / "net.packed.safetensors")
+    actual = torch.from_numpy(bnnconvert.Session(tmp_path / "net.packed.safetensors").run(x.numpy()))
+    torch.testing.assert_close(actual, student.model(x).detach(), rtol=1e-4, atol=1e-5)
