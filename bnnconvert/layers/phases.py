@@ -48,20 +48,22 @@ def convolution_of(module: Transposed, phases: tuple[Phases, ...]) -> nn.Module:
     Its input is padded by all taps but one, so that its first output is that of the first tap alone.
     """
     count, taps = math.prod(phase.count for phase in phases), tuple(phase.taps for phase in phases)
-    settings: Any = {"padding": tuple(t - 1 for t in taps), "bias": module.bias is not None, "device": "meta"}
-    made: Any = _CONVOLUTIONS[type(module)](module.in_channels, module.out_channels * count, taps, **settings)
-    made.weight = nn.Parameter(_filters(module.weight.detach(), module.stride, phases))
+    settings: Any = {"padding": tuple(t - 1 for t in taps), "groups": module.groups}
+    sizes = module.in_channels, module.out_channels * count
+    made: Any = _CONVOLUTIONS[type(module)](*sizes, taps, bias=False, device="meta", **settings)
+    made.weight = nn.Parameter(_filters(module.weight.detach(), module.groups, module.stride, phases))
     if module.bias is not None:
         made.bias = nn.Parameter(module.bias.detach().repeat_interleave(count))
     return made.train(module.training)  # type: ignore[no-any-return]
 
 
-def _filters(weight: Tensor, stride: tuple[int, ...], phases: tuple[Phases, ...]) -> Tensor:
-    """Shapes: weight (I, O, k, ...) -> (O phases, I, taps, ...), taps in turned order."""
+def _filters(weight: Tensor, groups: int, stride: tuple[int, ...], phases: tuple[Phases, ...]) -> Tensor:
+    """Shapes: weight (G I, O, k, ...) -> (G O phases, I, taps, ...), taps in turned order."""
     axes = len(stride)
+    weight = weight.reshape(groups, -1, *weight.shape[1:])
     for axis, (step, phase) in enumerate(zip(stride, phases, strict=True)):
-        at = 2 + 2 * axis
+        at = 3 + 2 * axis
         rows = weight.narrow(at, phase.first, step * (phase.taps - 1) + phase.count)
         weight = rows.unfold(at, phase.count, step).movedim(-1, at).flip(at + 1)  # (..., phases, taps, k, ...)
-    offsets, places = range(2, 2 + 2 * axes, 2), range(3, 3 + 2 * axes, 2)
-    return weight.permute(1, *offsets, 0, *places).flatten(0, axes).contiguous()
+    offsets, places = range(3, 3 + 2 * axes, 2), range(4, 4 + 2 * axes, 2)
+    return weight.permute(0, 2, *offsets, 1, *places).flatten(0, 1 + axes).contiguous()

@@ -33,8 +33,8 @@ def why_whole_transposed(graph: GraphModule, node: Node, module: Transposed) -> 
     """What keeps a transposed convolution from being a set of convolutions; None where nothing does."""
     kernel, stride = module.kernel_size, module.stride
     padding: Any = module.padding
-    if module.groups != 1 or set(module.dilation) != {1}:
-        return f"it has {module.groups} groups and dilation {module.dilation}"
+    if set(module.dilation) != {1}:
+        return f"its dilation is {module.dilation}"
     if any(more > cut for more, cut in zip(module.output_padding, padding, strict=True)):
         return f"its output is padded by {module.output_padding}, beyond what it computes"
     if any(taps < step for taps, step in zip(kernel, stride, strict=True)):

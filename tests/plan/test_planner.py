@@ -66,8 +66,8 @@ def test_obstacles_keep_a_layer_float_with_their_reason() -> None:
 
 
 def test_nothing_to_binarize_is_refused_with_the_reasons() -> None:
-    module = nn.Sequential(nn.ConvTranspose2d(3, 3, 3, 2, groups=3))
-    with pytest.raises(RefusalError, match=r"0: it has 3 groups"):
+    module = nn.Sequential(nn.ConvTranspose2d(3, 3, 3, 2, dilation=2))
+    with pytest.raises(RefusalError, match=r"0: its dilation is"):
         plan_of(BINARY, module)
 
 

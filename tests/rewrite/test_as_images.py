@@ -136,6 +136,7 @@ TRANSPOSED = {
     "kernel as stride": {"kernel_size": 2, "stride": 2},
     "padded": {"kernel_size": 4, "stride": 2, "padding": 1},
     "output padded": {"kernel_size": 4, "stride": 2, "padding": 1, "output_padding": 1},
+    "grouped": {"kernel_size": 2, "stride": 2, "groups": 2},
     "wide": {"kernel_size": (3, 6), "stride": (1, 3), "padding": (1, 2), "bias": False},
 }
 LAYERS = {
@@ -208,7 +209,7 @@ def test_layers_that_see_no_sample_are_binary_all_the_same(least: float) -> None
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"kernel_size": 3, "stride": 2, "groups": 2}, "it has 2 groups and dilation"),
+        ({"kernel_size": 3, "stride": 2, "dilation": 2}, "its dilation is (2, 2)"),
         (
             {"kernel_size": 3, "stride": 2, "output_padding": 1},
             "its output is padded by (1, 1), beyond",
@@ -232,6 +233,7 @@ UNEVEN = {
     "not padded": nn.ConvTranspose2d(4, 6, (5, 3), (2, 2), bias=False),
     "one axis": nn.ConvTranspose2d(4, 6, (3, 4), (1, 3), padding=(1, 2)),
     "wide stride": nn.ConvTranspose2d(4, 6, 7, 4, padding=2, output_padding=1),
+    "grouped": nn.ConvTranspose2d(4, 6, 3, 2, padding=1, groups=2),
     "sequence": nn.ConvTranspose1d(4, 6, 3, 2, padding=1),
     "volume": nn.ConvTranspose3d(4, 6, 3, 2, padding=1, output_padding=1),
 }

@@ -93,7 +93,7 @@ def test_obstacles_name_a_property_of_the_model() -> None:
     assert "called 2 times, as only" in reasons["twice"]
     assert "called 2 times on inputs of different sizes" in reasons["scales"]
     assert "'reflect'" in reasons["reflect"]
-    assert "dilation (2, 2)" in reasons["up"]
+    assert "dilation is (2, 2)" in reasons["up"]
     assert not reasons["tokens"]
     assert reasons["depthwise"] == ""
     assert found["depthwise"].is_depthwise
