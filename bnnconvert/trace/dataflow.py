@@ -9,6 +9,7 @@ from torch.fx import GraphModule, Node
 from bnnconvert.graph import WEIGHT_LAYERS, all_calls, is_add, module_of, shape_of
 from bnnconvert.layers.phases import Transposed
 from bnnconvert.trace.attention import why_whole
+from bnnconvert.trace.cells import why_whole_cell
 from bnnconvert.trace.recurrent import why_whole_recurrent
 from bnnconvert.trace.transposed import why_whole_transposed
 from bnnconvert.trace.weights import is_weighted_call
@@ -136,6 +137,8 @@ def _obstacle(graph: GraphModule, calls: list[Node], module: nn.Module) -> str |
         return f"its projections cannot be taken apart, as {why_whole(graph, node, module)}"
     if isinstance(module, nn.RNNBase):
         return f"its steps cannot be written out, as {why_whole_recurrent(graph, node, module)}"
+    if isinstance(module, nn.RNNCellBase):
+        return why_whole_cell(graph, str(node.target), module)
     if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse):
         return f"its table {'has sparse gradients' if module.sparse else 'is scaled while it is read (max_norm)'}"
     if type(module) not in KINDS:

@@ -25,6 +25,7 @@ from bnnconvert.trace.attention import expand_attention
 from bnnconvert.trace.blame import blame
 from bnnconvert.trace.calls import CaptureError, argument_names, copies, is_leaf
 from bnnconvert.trace.canonical import canonicalise
+from bnnconvert.trace.cells import expand_cells
 from bnnconvert.trace.compare import require_same
 from bnnconvert.trace.inside import put_graphs_inside
 from bnnconvert.trace.recurrent import expand_recurrent
@@ -169,7 +170,7 @@ def _finished(graph: GraphModule, inputs: tuple[Tensor, ...], expected: object, 
         note = f"The model computes the weight of {listed} from parameters alone: a plain parameter of that value now."
         graph.meta["notes"] = (*graph.meta.get("notes", ()), note)
     propagate_shapes(graph, *copies(inputs))
-    if expand_attention(graph) + expand_recurrent(graph) + expand_transposed(graph):
+    if sum(expand(graph) for expand in (expand_attention, expand_recurrent, expand_cells, expand_transposed)):
         propagate_shapes(graph, *copies(inputs))
     given = copies(inputs)
     with torch.no_grad():

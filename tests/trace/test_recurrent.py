@@ -118,7 +118,6 @@ class Whole(nn.Module):
         (Whole(nn.LSTM(8, 16, proj_size=8, batch_first=True)), (5, 4), "projects its state"),
         (Whole(nn.GRU(8, 8, batch_first=True)), (9, 4), "9 time steps, and at most 8"),
         (Whole(nn.GRU(8, 8, batch_first=True), both=True), (5, 4), "passed on together"),
-        (Whole(nn.GRUCell(8, 8)), (4,), "there is no binary GRUCell"),
     ],
 )
 def test_what_cannot_be_written_out_stays_whole_and_says_why(
