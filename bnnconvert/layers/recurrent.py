@@ -62,6 +62,10 @@ class ReluStep(nn.Module):
         return (torch.relu(x + h),)
 
 
+STEPS: dict[str, type[nn.Module]] = {"LSTM": LstmStep, "GRU": GruStep, "RNN_TANH": TanhStep, "RNN_RELU": ReluStep}
+"""By torch's name for the mode of a layer."""
+
+
 class Steps(nn.Module):
     """The time steps of a sequence, as many as the model was traced with. Shapes: x (N, T, F), each y (N, F)."""
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from bnnconvert.graph import calls_of, module_of, shape_of
-from bnnconvert.layers.recurrent import GruStep, LstmStep, ReluStep, TanhStep
+from bnnconvert.layers.recurrent import STEPS
 from bnnconvert.trace.attention import linear_of
 
 
@@ -41,7 +41,7 @@ def _write(graph: GraphModule, path: str, module: nn.RNNCellBase) -> None:
     calls, holder = calls_of(graph, path), nn.Module()
     holder.add_module("ih", linear_of(module.weight_ih, module.bias_ih))
     holder.add_module("hh", linear_of(module.weight_hh, module.bias_hh))
-    holder.add_module("step", _step_of(module))
+    holder.add_module("step", STEPS[_mode(module)]())
     owner, _, leaf = path.rpartition(".")
     graph.get_submodule(owner).add_module(leaf, holder.train(module.training))
     for node in calls:
@@ -51,12 +51,10 @@ def _write(graph: GraphModule, path: str, module: nn.RNNCellBase) -> None:
         graph.graph.erase_node(node)
 
 
-def _step_of(module: nn.RNNCellBase) -> nn.Module:
-    if isinstance(module, nn.LSTMCell):
-        return LstmStep()
-    if isinstance(module, nn.GRUCell):
-        return GruStep()
-    return TanhStep() if module.nonlinearity == "tanh" else ReluStep()
+def _mode(module: nn.RNNCellBase) -> str:
+    if isinstance(module, nn.RNNCell):
+        return f"RNN_{module.nonlinearity.upper()}"
+    return "LSTM" if isinstance(module, nn.LSTMCell) else "GRU"
 
 
 def _call(graph: GraphModule, node: Node, module: nn.RNNCellBase) -> Node:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from bnnconvert.graph import is_called_once, module_of, shape_of
-from bnnconvert.layers.recurrent import GruStep, LstmStep, ReluStep, Steps, TanhStep
+from bnnconvert.layers.recurrent import STEPS, Steps
 from bnnconvert.trace.attention import linear_of
 
 MOST_STEPS = 512
@@ -119,10 +119,8 @@ class _Expansion:
             before = self._called(hh, states[0])
         else:  # the product with a state of 0
             before = self._stored(f"{hh}.bias") if bias else self._function(torch.zeros_like, x)
-        kinds: dict[str, type[nn.Module]] = {"LSTM": LstmStep, "GRU": GruStep, "RNN_TANH": TanhStep}
-        kind = kinds.get(module.mode, ReluStep)
         if not hasattr(self.holder, f"step_{name}"):
-            self.holder.add_module(f"step_{name}", kind())
+            self.holder.add_module(f"step_{name}", STEPS[module.mode]())
         made = self._called(f"step_{name}", x, before, *states)
         return tuple(self._function(operator.getitem, made, i) for i in range(2 if module.mode == "LSTM" else 1))
 

@@ -66,5 +66,6 @@ def _write(graph: GraphModule, node: Node, module: Transposed) -> None:
         joined = call("join", JoinPhases(counts, split), *parts)
         start: Any = module.padding
         whole = call("interleave", Interleave(module.stride, start, shape[2:]), joined)
+    holder.train(module.training)
     node.replace_all_uses_with(whole)
     graph.graph.erase_node(node)
