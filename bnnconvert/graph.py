@@ -76,6 +76,14 @@ def all_calls(graph: GraphModule) -> dict[nn.Module, list[Node]]:
     return calls
 
 
+def tidy(graph: GraphModule) -> None:
+    """Drop what nothing reads and what nothing calls, check the graph, and generate its code."""
+    graph.graph.eliminate_dead_code()
+    graph.graph.lint()
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+
+
 def is_called_once(graph: GraphModule, node: Node) -> bool:
     """Whether the module behind `node` is called there and nowhere else."""
     return len(calls_of(graph, str(node.target))) == 1

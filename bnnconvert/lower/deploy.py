@@ -11,7 +11,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from bnnconvert.errors import RefusalError
-from bnnconvert.graph import PASS_THROUGH, copy_sharing, free_path, input_of, module_of, set_module, stored
+from bnnconvert.graph import PASS_THROUGH, copy_sharing, free_path, input_of, module_of, set_module, stored, tidy
 from bnnconvert.layers.base import BinaryLayer
 from bnnconvert.layers.deployable import Deployable
 from bnnconvert.layers.linear import BinaryLinear
@@ -34,10 +34,7 @@ def deploy(student: GraphModule, example: Example) -> GraphModule:
     for fold in FOLDS.values():
         for site in fold.find(deployed):
             fold.apply(deployed, site)
-    deployed.graph.eliminate_dead_code()
-    deployed.delete_all_unused_submodules()
-    deployed.graph.lint()
-    deployed.recompile()
+    tidy(deployed)
     return deployed
 
 

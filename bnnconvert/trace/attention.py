@@ -21,13 +21,7 @@ _ARGUMENTS += ("average_attn_weights", "is_causal")
 def expand_attention(graph: GraphModule) -> int:
     """Write attention modules as their steps where that is possible; how many."""
     found = [(n, m) for n in graph.graph.nodes if isinstance(m := module_of(graph, n), nn.MultiheadAttention)]
-    done = sum(_expand(graph, node, module) for node, module in found)
-    if done:
-        graph.graph.eliminate_dead_code()
-        graph.graph.lint()
-        graph.delete_all_unused_submodules()
-        graph.recompile()
-    return done
+    return sum(_expand(graph, node, module) for node, module in found)
 
 
 def why_whole(graph: GraphModule, node: Node, module: nn.MultiheadAttention) -> str | None:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
-from bnnconvert.graph import all_calls, free_path, module_of, set_module, stored
+from bnnconvert.graph import all_calls, free_path, module_of, set_module, stored, tidy
 from bnnconvert.trace.weights import give_weights_layers
 
 Build = Callable[..., nn.Module | None]
@@ -28,10 +28,7 @@ def canonicalise(graph: GraphModule) -> tuple[str, ...]:
         _plain_add(node)
     _unshare(graph)
     _in_place_off(graph)
-    graph.graph.eliminate_dead_code()
-    graph.graph.lint()
-    graph.delete_all_unused_submodules()
-    graph.recompile()
+    tidy(graph)
     return computed
 
 

@@ -21,10 +21,6 @@ def expand_cells(graph: GraphModule) -> int:
     able = {path: module for path, module in found.items() if why_whole_cell(graph, path, module) is None}
     for path, module in able.items():
         _write(graph, path, module)
-    if able:
-        graph.graph.lint()
-        graph.delete_all_unused_submodules()
-        graph.recompile()
     return len(able)
 
 

@@ -24,11 +24,6 @@ def expand_recurrent(graph: GraphModule) -> int:
     able = [(node, module) for node, module in found if why_whole_recurrent(graph, node, module) is None]
     for node, module in able:
         _Expansion(graph, node, module).write()
-    if able:
-        graph.graph.eliminate_dead_code()
-        graph.graph.lint()
-        graph.delete_all_unused_submodules()
-        graph.recompile()
     return len(able)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Proxy, Tracer
 
 from bnnconvert.errors import BnnError, UsageError, VerificationError
+from bnnconvert.graph import tidy
 from bnnconvert.shapes import propagate_shapes
 from bnnconvert.trace.attention import expand_attention
 from bnnconvert.trace.blame import blame
@@ -171,6 +172,7 @@ def _finished(graph: GraphModule, inputs: tuple[Tensor, ...], expected: object, 
         graph.meta["notes"] = (*graph.meta.get("notes", ()), note)
     propagate_shapes(graph, *copies(inputs))
     if sum(expand(graph) for expand in (expand_attention, expand_recurrent, expand_cells, expand_transposed)):
+        tidy(graph)
         propagate_shapes(graph, *copies(inputs))
     given = copies(inputs)
     with torch.no_grad():

@@ -22,10 +22,6 @@ def expand_transposed(graph: GraphModule) -> int:
     able = [(n, m) for n, m in found if len(phases_of(m)) > 1 and why_whole_transposed(graph, n, m) is None]
     for node, module in able:
         _write(graph, node, module)
-    if able:
-        graph.graph.lint()
-        graph.delete_all_unused_submodules()
-        graph.recompile()
     return len(able)
 
 
