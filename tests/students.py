@@ -9,6 +9,7 @@ from bnnconvert.binarizers.scaled_sign import ScaledSignWeight
 from bnnconvert.binarizers.shifted_sign import ShiftedSignInput
 from bnnconvert.binarizers.sign import SignInput, SignWeight
 from bnnconvert.estimators.base import Estimator
+from bnnconvert.layers.attention import Attention
 from bnnconvert.layers.base import BinaryLayer
 from bnnconvert.layers.conv2d import BinaryConv2d
 from bnnconvert.layers.linear import BinaryLinear
@@ -99,7 +100,7 @@ def linear(i: int, o: int, *, inputs: str = "sign", weights: str = "scaled", bia
 
 class _Leaves(Tracer):
     def is_leaf_module(self, m: nn.Module, path: str) -> bool:
-        return isinstance(m, BinaryLayer | RPReLU) or super().is_leaf_module(m, path)
+        return isinstance(m, BinaryLayer | RPReLU | Attention) or super().is_leaf_module(m, path)
 
 
 def trace(module: nn.Module) -> GraphModule:

@@ -280,6 +280,21 @@ def _masked(a: _Arguments, out: Shape) -> Shape:
     return out
 
 
+def _binary_attention(a: _Arguments) -> tuple[str, Shape]:
+    (*ahead, queries, size), (*ahead_k, keys, size_k), (*ahead_v, values, out) = shapes = [
+        a.value(name, "float32")[1] for name in ("query", "key", "value")
+    ]
+    if not (len(ahead) >= 1 and ahead == ahead_k == ahead_v and size == size_k and keys == values):
+        raise Defect(f"queries, keys and values of shapes {', '.join(map(_show, shapes))} do not fit one another")
+    if a.node.arguments["mask"] is not None:
+        mask, scores = a.given("mask", "float32", "bool"), (*ahead, queries, keys)
+        if len(mask) > len(scores) or any(m not in (1, s) for m, s in zip(mask[::-1], scores[::-1], strict=False)):
+            raise Defect(f"a mask of shape {_show(mask)} does not fit scores of shape {_show(scores)}")
+    if any(isinstance(d, Batch) for d in (queries, size, keys, out)):
+        raise Defect("the samples may not be on an axis of the products")
+    return "float32", (*ahead, queries, out)
+
+
 def _affine(a: _Arguments) -> tuple[str, Shape]:
     _, shape = a.value("acc", "int32", "float32")
     scale = a.tensor("scale", "float32", 2)
@@ -324,6 +339,7 @@ RULES: Mapping[str, Callable[[_Arguments], tuple[str, Shape]]] = {
     "bnnconvert.int8_linear": _int8_linear,
     "bnnconvert.masked_conv2d": _masked_conv2d,
     "bnnconvert.masked_linear": _masked_linear,
+    "bnnconvert.binary_attention": _binary_attention,
     "bnnconvert.affine": _affine,
 }
 """Element type and shape that each of our own operators gives, or a Defect."""

@@ -61,6 +61,7 @@ _OURS = {
     "bnnconvert.masked_conv2d": "x tensor, mask tensor, weight tensor, bias tensor, stride ints, padding ints,"
     " dilation ints, groups int",
     "bnnconvert.masked_linear": "x tensor, mask tensor, weight tensor, bias tensor",
+    "bnnconvert.binary_attention": "query tensor, key tensor, value tensor, mask tensor?, scale float, both bool",
     "bnnconvert.affine": "acc tensor, scale tensor, bias tensor?, axis int",
 }
 

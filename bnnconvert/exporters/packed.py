@@ -99,7 +99,8 @@ def _layers(program: Program, artifact: Artifact) -> Iterable[PackedLayerReport]
     for node in program.nodes:
         if node.op.startswith("bnnconvert."):
             packed.setdefault(node.layer, []).append(node)
-    binary = {n.layer for n in program.nodes if n.op.startswith(("bnnconvert.binary_", "bnnconvert.signed_"))}
+    weighted = (node for node in program.nodes if "weight" in node.arguments)
+    binary = {node.layer for node in weighted if node.op.startswith(("bnnconvert.binary_", "bnnconvert.signed_"))}
     for layer, nodes in packed.items():
         if layer not in binary:
             continue

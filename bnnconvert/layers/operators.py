@@ -7,6 +7,7 @@
     quantize       q = clamp(round(x factor), -127, 127), ties to even
     int8_*         acc = map(q, w)                an exact int32
     masked_*       y = map(x, w) + bias where the mask is set, 0 elsewhere
+    binary_attention   attention whose scores are products of signs, see `attend`
     affine         y = acc_0 s_0 + acc_1 s_1 + ... + bias, rounded to float32 after each step, in this order
 
 Planes stand on the channel axis, p slowest, then m. Weight rows are packed as `bits.py` says, in (kh, kw, c)
@@ -14,13 +15,14 @@ order. A threshold of +inf, or 2^31 - 1 for int32, is padding and never counts; 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bnnconvert.estimators.base import sign_pm1
 from bnnconvert.layers.registered import operator, without_values
 
 EXACT_K = 2**24
@@ -299,6 +301,51 @@ def masked_linear(x: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tens
 @without_values(masked_conv2d, masked_linear)
 def _(x: Tensor, mask: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(mask, dtype=x.dtype, memory_format=torch.contiguous_format)
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    both: bool,
+    *,
+    sign: Callable[[Tensor], Tensor] = sign_pm1,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attention by signs, each row of queries and keys with its mean magnitude as its scale.
+
+        s_ij = <sign q_i, sign k_j> (mean|q_i| (mean|k_j| scale)) + mask_ij
+        y_i  = sum_j softmax_j(s_i) v_j
+        y_i  = mean|v| sum_j c_ij sign(v_j) / sum_j c_ij,    c_ij = 1 where s_ij >= 0, else 0        with `both`
+
+    A sum over nothing is 0. A bool mask adds 0 where it is True and -inf elsewhere.
+
+    Shapes: query (N, ..., T, d), key (N, ..., S, d), value (N, ..., S, e), mask broadcasts over (N, ..., T, S).
+    """
+    factor = query.abs().mean(-1, keepdim=True) * (key.abs().mean(-1).unsqueeze(-2) * scale)
+    score = sign(query) @ sign(key).mT * factor
+    if mask is not None:
+        score = score + (score.new_zeros(()).where(mask, -math.inf) if mask.dtype == torch.bool else mask)
+    if not both:
+        return F.dropout(score.softmax(-1), dropout) @ value if dropout else score.softmax(-1) @ value
+    chosen = (sign(score) + 1) / 2
+    number = chosen.sum(-1, keepdim=True).clamp(min=1)
+    return chosen @ sign(value) / number * value.abs().mean((-2, -1), keepdim=True)
+
+
+@operator
+def binary_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, both: bool
+) -> Tensor:
+    """Attention by signs, see `attend`."""
+    return attend(query, key, value, mask, scale, both).contiguous()
+
+
+@without_values(binary_attention)
+def _(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, both: bool) -> Tensor:
+    return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
 
 @operator

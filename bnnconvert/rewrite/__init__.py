@@ -3,6 +3,7 @@
 from bnnconvert.rewrite.as_images import AsImages
 from bnnconvert.rewrite.base import Rewrite
 from bnnconvert.rewrite.binarize import Binarize
+from bnnconvert.rewrite.binarize_attention import BinarizeAttention
 from bnnconvert.rewrite.ensemble import Ensemble
 from bnnconvert.rewrite.gate_shortcut import GateShortcut
 from bnnconvert.rewrite.group_branches import GroupBranches
@@ -28,5 +29,6 @@ REWRITES: dict[str, type[Rewrite]] = {
     "widen": Widen,
     "group-branches": GroupBranches,
     "shift-batch-norm": ShiftBatchNorm,
+    "binarize-attention": BinarizeAttention,
     "ensemble": Ensemble,
 }

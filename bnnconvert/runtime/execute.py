@@ -142,6 +142,18 @@ def _masked_linear(a: _Packed) -> Call:
     return lambda values, _: (packed.masked_linear(values[x], values[mask], weight, bias),)
 
 
+def _binary_attention(a: _Packed) -> Call:
+    q, k, v = (a.value(name) for name in ("query", "key", "value"))
+    mask, settings = a.node.arguments["mask"], a.settings("query", "key", "value", "mask")
+    stored = a.tensor("mask") if isinstance(mask, Constant) else None
+
+    def attend(values: Values, _: int) -> tuple[Array, ...]:
+        added = values[mask.value] if isinstance(mask, Value) else stored
+        return (packed.binary_attention(values[q], values[k], values[v], added, **settings),)
+
+    return attend
+
+
 NUMPY: Mapping[str, Callable[[_Packed], Call]] = {
     "bnnconvert.encode": _encode,
     "bnnconvert.binary_conv2d": _binary_conv2d,
@@ -152,6 +164,7 @@ NUMPY: Mapping[str, Callable[[_Packed], Call]] = {
     "bnnconvert.int8_linear": _int8_linear,
     "bnnconvert.masked_conv2d": _masked_conv2d,
     "bnnconvert.masked_linear": _masked_linear,
+    "bnnconvert.binary_attention": _binary_attention,
     "bnnconvert.affine": _affine,
 }
 """Operators that run in numpy."""

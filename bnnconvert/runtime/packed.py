@@ -176,6 +176,32 @@ def masked_linear(x: Floats, mask: Bits, weight: Floats, bias: Floats) -> Floats
     return y
 
 
+def binary_attention(
+    query: Floats, key: Floats, value: Floats, mask: Array | None, *, scale: float, both: bool
+) -> Floats:
+    """Attention by signs; as the operator of the same name in `layers/operators.py`.
+
+    Shapes: query (N, ..., T, d), key (N, ..., S, d), value (N, ..., S, e), mask broadcasts over (N, ..., T, S).
+    """
+    factor = np.abs(query).mean(-1, keepdims=True) * (np.abs(key).mean(-1)[..., None, :] * np.float32(scale))
+    score: Floats = _signs(query) @ _signs(key).swapaxes(-1, -2) * factor
+    if mask is not None:
+        score += np.where(mask, np.float32(0), -np.float32(np.inf)) if mask.dtype == np.bool_ else mask
+    if both:
+        chosen = (score >= 0).astype(np.float32)
+        number = np.maximum(chosen.sum(-1, keepdims=True), np.float32(1))
+        y: Floats = chosen @ _signs(value) / number
+        y *= np.abs(value).mean((-2, -1), keepdims=True)
+        return y
+    weights = np.exp(score - score.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return weights @ value  # type: ignore[no-any-return]
+
+
+def _signs(x: Floats) -> Floats:
+    return (x >= 0).astype(np.float32) * 2 - 1
+
+
 class BinaryConv2d:
     """Convolution of bits with packed rows.
 

@@ -15,6 +15,8 @@ from bnnconvert.artifact.reader import from_bytes
 from bnnconvert.artifact.writer import to_bytes
 from bnnconvert.binarizers import build_weight_binarizer
 from bnnconvert.errors import ArtifactError
+from bnnconvert.estimators.clip import Clip
+from bnnconvert.layers.attention import BinaryAttention
 from bnnconvert.layers.embedding import BinaryEmbedding
 from bnnconvert.lower.predictors import calibrate, with_predictors
 from bnnconvert.runtime import Session
@@ -361,6 +363,40 @@ def test_tables(name):
     table = BinaryEmbedding.from_float(nn.Embedding(7, 12), weight_binarizer=weights)
     content = to_bytes(complete(trace(nn.Sequential(table, nn.Linear(12, 3))), torch.tensor([[1, 2], [3, 0]])))
     damage, word = TABLES[name]
+    reject_program(content, damage, word)
+
+
+LOOK_AT = "bnnconvert.binary_attention"
+ATTENTIONS: dict[str, tuple[Callable[[Json], object], str]] = {
+    "a stored query": (lambda p: arguments(p, LOOK_AT, query={"tensor": "mask"}), "'query' must be a value"),
+    "tokens of other heads": (lambda p: arguments(p, LOOK_AT, key={"value": "x"}), "do not fit one another"),
+    "mask that is no tensor": (lambda p: arguments(p, LOOK_AT, mask=True), "'mask'"),
+    "mask of numbers": (lambda p: arguments(p, LOOK_AT, mask={"tensor": "numbers"}), "it must be float32 or bool"),
+    "mask for other scores": (lambda p: arguments(p, LOOK_AT, mask={"tensor": "wide"}), "does not fit scores"),
+    "scale": (lambda p: arguments(p, LOOK_AT, scale="big"), "'scale'"),
+    "declared size": (lambda p: output(p, LOOK_AT, dtype="int32"), "declares"),
+}
+
+
+class Attends(nn.Module):
+    """Attention by signs under a mask, beside tensors that do not fit it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attend = BinaryAttention(None, estimator=Clip())
+        self.register_buffer("mask", torch.ones(3, 3).tril())
+        self.register_buffer("wide", torch.ones(4))
+        self.register_buffer("numbers", torch.ones(3, 4, dtype=torch.int64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q = x[..., :3] * 2
+        return self.attend(q, q, x, self.mask) + self.wide + self.numbers
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_attentions(name):
+    content = to_bytes(complete(trace(Attends()), torch.randn(2, 3, 4)))
+    damage, word = ATTENTIONS[name]
     reject_program(content, damage, word)
 
 

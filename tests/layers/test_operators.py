@@ -167,6 +167,38 @@ def test_affine_rounds_alike(planes, with_bias, axis, seed):
     assert np.array_equal(y.numpy(), n)
 
 
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("kind", [None, torch.float32, torch.bool])
+def test_attention_by_signs_is_what_its_formula_says(kind: torch.dtype | None, both: bool) -> None:
+    q, k, v = torch.randn(2, 3, 5, 20), torch.randn(2, 3, 7, 20), torch.randn(2, 3, 7, 6)
+    q[0, 0, 0, 0], k[0, 0, 0, 1], v[0, 0, 0, 0] = -0.0, 0.0, 0.0  # +1, both of them
+    added = torch.zeros(5, 7)
+    added[0], added[1, 2:] = -math.inf if both else 1.0, -math.inf
+    mask = {None: None, torch.float32: added, torch.bool: added == 0}[kind]
+    if kind == torch.bool and not both:
+        mask[0] = True
+        added[0] = 0
+    y = operators.binary_attention(q, k, v, mask, 0.3, both)
+
+    one = torch.ones(())
+    signs = [torch.where(x >= 0, one, -one).double() for x in (q, k, v)]
+    products = torch.einsum("nhid,nhjd->nhij", signs[0], signs[1])
+    score = products * q.double().abs().mean(-1)[..., None] * k.double().abs().mean(-1)[..., None, :] * 0.3
+    score = score if mask is None else score + added
+    if both:
+        chosen = (score >= 0).double()
+        expected = chosen @ signs[2] / chosen.sum(-1, keepdim=True).clamp(min=1)
+        expected = expected * v.double().abs().mean((-2, -1), keepdim=True)
+        assert mask is None or not y[:, :, 0].any()
+    else:
+        expected = score.softmax(-1) @ v.double()
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-6)
+    arrays = (x if x is None else x.numpy() for x in (q, k, v, mask))
+    n = packed.binary_attention(*arrays, scale=0.3, both=both)
+    assert n.dtype == np.float32
+    np.testing.assert_allclose(n, y, rtol=1e-5, atol=1e-6)
+
+
 def test_fake_kernels_agree_with_the_real_ones():
     bits, weight = torch.rand(2, 6, 5, 4) < 0.5, torch.zeros(2, 4, 3, dtype=torch.uint8)
     conv = (weight, 3, [3, 2], [2, 1], [1, 0], [1, 2], 1, "zero")
@@ -179,6 +211,8 @@ def test_fake_kernels_agree_with_the_real_ones():
         (operators.signed_linear, (torch.randn(2, 20), weight, 20)),
         (operators.signed_embedding, (torch.tensor([[0, 3, 1], [2, 2, 0]]), weight, torch.randn(2, 4), 20)),
         (operators.affine, (acc, torch.randn(4, 4), torch.randn(4), 1)),
+        (operators.binary_attention, (*torch.randn(3, 2, 3, 4), torch.ones(3, 3).tril().bool(), 0.5, False)),
+        (operators.binary_attention, (*torch.randn(3, 2, 3, 4), None, 0.5, True)),
         (operators.masked_linear, (torch.randn(2, 5), bits[:, :3, 0, 0], torch.randn(3, 5), torch.randn(3))),
         (operators.masked_conv2d, (torch.randn(2, 3, 5, 4), bits, torch.randn(6, 3, 1, 1), torch.randn(6), *point, 1)),
     ]

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from bnnconvert.layers import operators
 from bnnconvert.runtime import native
 from bnnconvert.runtime.segments import parts_of
 from tests.programs import HOST, Case, binary_networks, instruction_sets, int8_networks, masked_networks, program_of
@@ -32,13 +33,27 @@ TOKENS = program_of(
     torch.randn(2, 9, 20),
     torch.randn(24, 20),
 )
+SIGNS = program_of(
+    lambda x, w: (
+        operators.binary_attention(
+            *F.linear(F.layer_norm(x, (20,)), w).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0),
+            None,
+            0.5,
+            True,
+        )
+        .transpose(1, 2)
+        .flatten(2)
+    ),
+    torch.randn(2, 9, 20),
+    torch.randn(24, 20),
+)
 MOST = 2**22
 """Elements that a test sends in or takes out."""
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(
-    case=st.one_of(binary_networks(), int8_networks(), masked_networks(), st.sampled_from([FLOATS, TOKENS])),
+    case=st.one_of(binary_networks(), int8_networks(), masked_networks(), st.sampled_from([FLOATS, TOKENS, SIGNS])),
     place=st.integers(0, 10**6),
     value=st.sampled_from(VALUES),
     data=st.data(),

@@ -316,13 +316,18 @@ def _agree(case: Case, isa: str, threads: int = 2) -> None:
 
 
 @functools.cache
-def _token_network(tokens: int, heads: int, size: int, width: int) -> Case:
+def _token_network(tokens: int, heads: int, size: int, width: int, products: str = "float") -> Case:
     """Attention behind a layer norm; of each head its queries, keys and values lie side by side, the values twice."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if products == "float":
+            return _attend(q, k, v)
+        return operators.binary_attention(q, k, v, None, 0.7, products == "both").transpose(1, 2).flatten(2)
 
     def function(x: Tensor, weight: Tensor) -> Tensor:
         parts = F.linear(F.layer_norm(x, (width,)), weight).unflatten(-1, (heads, 4, size))
         q, k, v, w = parts.permute(3, 0, 2, 1, 4).unbind(0)
-        return _attend(q, k, v) + _attend(q, k, w)
+        return attend(q, k, v) + attend(q, k, w)
 
     return program_of(function, _image(3, tokens, width), _image(4 * heads * size, width) * width**-0.5)
 
@@ -332,8 +337,20 @@ def _token_network(tokens: int, heads: int, size: int, width: int) -> Case:
 @pytest.mark.parametrize(
     "sizes", [(5, 2, 3, 7), (2, 1, 1, 16), (16, 4, 16, 33), (17, 3, 70, 5), (100, 2, 20, 64)], ids=str
 )
-def test_attention_agrees_at_any_size(isa: str, threads: int, sizes: tuple[int, int, int, int]) -> None:
-    _agree(_token_network(*sizes), isa, threads)
+@pytest.mark.parametrize("products", ["float", "scores", "both"])
+def test_attention_agrees_at_any_size(isa: str, threads: int, sizes: tuple[int, int, int, int], products: str) -> None:
+    _agree(_token_network(*sizes, products), isa, threads)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_attention_by_signs_counts_every_key_where_all_scores_are_0(isa: str) -> None:
+    def function(x: Tensor, zeros: Tensor, ones: Tensor) -> Tensor:
+        q, v = F.linear(x, zeros)[:, None], F.linear(x, ones)[:, None]
+        y: Tensor = operators.binary_attention(q, q, v, None, 1.0, True)
+        return y[:, 0] * 1
+
+    case = program_of(function, torch.tensor([[[1.0], [0.0], [-2.0]]]), torch.zeros(3, 1), torch.ones(1, 1))
+    np.testing.assert_allclose(case.run(isa), np.full((1, 3, 1), 1 / 3), rtol=1e-6)
 
 
 @st.composite

@@ -141,6 +141,14 @@ class Geometry:
         return self.padding[0], self.padding[1], max(0, reach[0]), max(0, reach[1])
 
 
+class Signs(IntEnum):
+    """Which products of attention are of signs; as in `kernels/attention/attention.h`."""
+
+    NONE = 0
+    SCORES = 1
+    BOTH = 2
+
+
 @dataclass(frozen=True)
 class Heads:
     """Heads side by side in the channels of an image: of head h those from `offset` + h `stride` on."""
@@ -177,6 +185,7 @@ class Step:
     heads: int = 0
     sizes: tuple[int, int] = (0, 0)
     """Of a head's queries and keys, and of its values."""
+    signs: Signs = Signs.NONE
     weights: Array | None = None
     scale: Array | None = None
     bias: Array | None = None

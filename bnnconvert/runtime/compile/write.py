@@ -96,7 +96,7 @@ class _Writer:
                 self.image(step.output)
                 self.blob(step.weights)
             case StepKind.ATTENTION:
-                self.integers(step.heads, *step.sizes)
+                self.integers(step.heads, *step.sizes, step.signs)
                 self.reals(step.factor)
                 for part in step.operands:
                     self.image(part.image)

@@ -4,7 +4,7 @@ import numpy as np
 
 from bnnconvert.runtime.compile.compiler import Compiler, number
 from bnnconvert.runtime.compile.made import SAMPLES, Made, NotNative, View
-from bnnconvert.runtime.compile.plan import Heads, Image, Kind, Step, StepKind
+from bnnconvert.runtime.compile.plan import Heads, Image, Kind, Signs, Step, StepKind
 from bnnconvert.values.program import Node
 
 
@@ -13,13 +13,25 @@ def attention(c: Compiler, node: Node) -> Made:
     a = node.arguments
     if a.get("attn_mask") is not None or a.get("is_causal") or a.get("enable_gqa") or number(a.get("dropout_p", 0)):
         raise NotNative("attention with a mask, groups or dropout")
+    return _attention(c, node, Signs.NONE)
+
+
+def binary_attention(c: Compiler, node: Node) -> Made:
+    """The same by signs."""
+    if node.arguments["mask"] is not None:
+        raise NotNative("attention with a mask, groups or dropout")
+    return _attention(c, node, Signs.BOTH if node.arguments["both"] else Signs.SCORES)
+
+
+def _attention(c: Compiler, node: Node, signs: Signs) -> Made:
+    a = node.arguments
     q, k, v = (c.view(a[name]) for name in ("query", "key", "value"))
     if {view.places.ndim for view in (q, k, v)} != {4}:
         raise NotNative("attention without heads")
     _, heads, queries, size = q.places.shape
     value_size, scale = v.places.shape[3], a.get("scale")
     base = Made((queries, heads * value_size), tokens=True, image=Image(Kind.FLOATS, heads * value_size, queries, 1))
-    step = Step(StepKind.ATTENTION, c.layer, output=base.image, heads=heads, sizes=(size, value_size))
+    step = Step(StepKind.ATTENTION, c.layer, output=base.image, heads=heads, sizes=(size, value_size), signs=signs)
     step.factor = size**-0.5 if scale is None else number(scale)
     step.operands = (_heads(q), _heads(k), _heads(v))
     c.bare += [(image, c.at) for image in step.images()]

@@ -7,7 +7,7 @@ from bnnconvert.runtime.compile.compiler import Handler
 from bnnconvert.runtime.compile.operators.activations import clamp, gelu, leaky_relu, prelu, softmax, unary
 from bnnconvert.runtime.compile.operators.affine import affine, batch_norm, layer_norm, negative
 from bnnconvert.runtime.compile.operators.arithmetic import arithmetic
-from bnnconvert.runtime.compile.operators.attention import attention
+from bnnconvert.runtime.compile.operators.attention import attention, binary_attention
 from bnnconvert.runtime.compile.operators.encode import encode, quantize
 from bnnconvert.runtime.compile.operators.pools import adaptive_avg_pool2d, mean, pool
 from bnnconvert.runtime.compile.operators.products import (
@@ -95,6 +95,7 @@ HANDLERS: Mapping[str, Handler] = {
     "aten.select.int": moving(),
     "aten.slice.Tensor": moving(),
     "aten.scaled_dot_product_attention.default": attention,
+    "bnnconvert.binary_attention": binary_attention,
     "aten.softmax.int": softmax(logarithm=False),
     "aten.log_softmax.int": softmax(logarithm=True),
     "aten.cat.default": cat,

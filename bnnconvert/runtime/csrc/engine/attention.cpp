@@ -21,12 +21,12 @@ class Attention : public Step {
         head_.q_row = images[0]->column, head_.k_row = images[1]->column, head_.v_row = images[2]->column;
         head_.out_row = output_.column;
         head_.keys = keys.height * keys.width, head_.size = step.head_size, head_.value_size = step.value_size;
-        head_.scale = step.factor;
-        room_ = attention_scratch(head_.keys, head_.size);
+        head_.scale = step.factor, head_.signs = step.signs;
+        room_ = attention_scratch(head_.keys, head_.size, head_.value_size, head_.signs);
         scratch_ = Array<float>(static_cast<size_t>(room_ * build.threads));
     }
 
-    const char* kernel() const override { return "attention"; }
+    const char* kernel() const override { return head_.signs == Signs::none ? "attention" : "attention by signs"; }
 
     void run(int samples, Pool& pool) override {
         const int threads = is_parallel ? pool.threads() : 1;

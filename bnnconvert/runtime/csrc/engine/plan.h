@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "engine/conv_shape.h"
+#include "kernels/attention/attention.h"
 #include "kernels/window/window.h"
 
 namespace bnn {
@@ -64,6 +65,7 @@ struct StepSpec {
     int input = -1, output = -1, mask = -1;  // images
     HeadsSpec operands[3];        // queries, keys, values
     int heads = 0, head_size = 0, value_size = 0;
+    Signs signs{};                // which products of attention are of signs
     int height = 0, width = 0;    // of the positions that the chain runs over
     int channels = 0;             // that it runs over
     ConvShape conv{};

@@ -267,6 +267,7 @@ class StepReader {
         step_.heads = words_.number(1, kMaxSize, "the heads of attention");
         step_.head_size = words_.number(1, kMaxSize, "the size of a head");
         step_.value_size = words_.number(1, kMaxSize, "the size of a value");
+        step_.signs = static_cast<Signs>(words_.number(0, static_cast<int>(Signs::both), "the signs of attention"));
         step_.factor = words_.real();
         for (HeadsSpec& operand : step_.operands) {
             operand.image = image(Kind::floats);
@@ -288,7 +289,8 @@ class StepReader {
         require(int64_t{keys.height} * keys.width == int64_t{values.height} * values.width,
                 "it has other keys than values");
         require(int64_t{keys.height} * keys.width <= kMaxSize, "it has too many keys");
-        require(double(step_.head_size) * double(padded(keys.height * keys.width)) <= double(kMaxElements),
+        require(double(step_.head_size) * double(padded(keys.height * keys.width)) <= double(kMaxElements) &&
+                    double(step_.value_size) * double(padded(keys.height * keys.width)) <= double(kMaxElements),
                 "its heads are too large");
     }
 

@@ -34,6 +34,8 @@ BNN_INLINE Ints load_ints(const void* from) {
 
 BNN_INLINE void store(void* to, const Floats& v) { __builtin_memcpy(to, &v, sizeof v); }
 
+BNN_INLINE void store_ints(void* to, const Ints& v) { __builtin_memcpy(to, &v, sizeof v); }
+
 BNN_INLINE void store_first(void* to, const Floats& v, int lanes) {
     if (lanes >= 16)
         store(to, v);
@@ -57,6 +59,21 @@ BNN_INLINE Floats floats_of(const Ints& i) {
 
 BNN_INLINE Floats max(const Floats& a, const Floats& b) { return a > b ? a : b; }
 BNN_INLINE Floats min(const Floats& a, const Floats& b) { return a < b ? a : b; }
+
+// Of each lane.
+BNN_INLINE Ints popcount(const Ints& v) {
+#if defined(__AVX512F__)
+    return (Ints)_mm512_popcnt_epi32((__m512i)v);
+#else
+    typedef uint32_t Words __attribute__((vector_size(64)));
+    Words x;
+    __builtin_memcpy(&x, &v, sizeof x);
+    x = x - (x >> 1 & 0x55555555u);
+    x = (x & 0x33333333u) + (x >> 2 & 0x33333333u);
+    x = ((x + (x >> 4)) & 0x0f0f0f0fu) * 0x01010101u >> 24;
+    return __builtin_convertvector(x, Ints);
+#endif
+}
 
 // round(v * factor) + 128, ties to even, from 1 to 255; 255 for a NaN.
 BNN_INLINE Ints bytes_of(const Floats& v, float factor) {
