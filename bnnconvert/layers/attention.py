@@ -19,9 +19,11 @@ class Attention(nn.Module):
         mask broadcasts over (N, H, T, S): what is added to the scores, or bool, True where to look.
     """
 
-    def __init__(self, heads: int | None, *, scale: float | None = None, dropout: float = 0.0) -> None:
+    def __init__(
+        self, heads: int | None, *, scale: float | None = None, dropout: float = 0.0, is_causal: bool = False
+    ) -> None:
         super().__init__()
-        self.heads, self.scale, self.dropout = heads, scale, dropout
+        self.heads, self.scale, self.dropout, self.is_causal = heads, scale, dropout, is_causal
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         """The heads side by side again."""
@@ -33,17 +35,18 @@ class Attention(nn.Module):
     def product(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Attention of each head. Shapes: q (N, H, T, d), k (N, H, S, d), v (N, H, S, e), y (N, H, T, e)."""
         dropout = self.dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=self.scale)
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, self.is_causal, scale=self.scale)
 
     def extra_repr(self) -> str:
-        """Heads."""
-        return f"heads={self.heads}"
+        """Heads, where they lie side by side, and what is not as usual."""
+        unusual = {"heads": self.heads, "scale": self.scale, "is_causal": self.is_causal or None}
+        return ", ".join(f"{name}={value}" for name, value in unusual.items() if value is not None)
 
 
 class _OfSigns(Attention):
-    def __init__(self, heads: int | None, *, scale: float | None, dropout: float, is_causal: bool, both: bool) -> None:
-        super().__init__(heads, scale=scale, dropout=dropout)
-        self.is_causal, self.both = is_causal, both
+    def __init__(self, like: Attention, *, both: bool) -> None:
+        super().__init__(like.heads, scale=like.scale, dropout=like.dropout, is_causal=like.is_causal)
+        self.both = both
 
     def of_scores(self, q: Tensor) -> float:
         """Factor of the scores."""
@@ -63,17 +66,8 @@ class BinaryAttention(_OfSigns, Deployable):
         arXiv:2203.06390 (both).
     """
 
-    def __init__(
-        self,
-        heads: int | None,
-        *,
-        estimator: Estimator,
-        scale: float | None = None,
-        dropout: float = 0.0,
-        is_causal: bool = False,
-        both: bool = False,
-    ) -> None:
-        super().__init__(heads, scale=scale, dropout=dropout, is_causal=is_causal, both=both)
+    def __init__(self, like: Attention, *, estimator: Estimator, both: bool) -> None:
+        super().__init__(like, both=both)
         self.estimator = estimator
 
     def product(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -82,7 +76,7 @@ class BinaryAttention(_OfSigns, Deployable):
         return operators.attend(q, k, v, mask, self.of_scores(q), self.both, sign=self.estimator, dropout=dropout)
 
     def deployed(self) -> nn.Module:
-        return PackedAttention(self.heads, scale=self.scale, dropout=0.0, is_causal=self.is_causal, both=self.both)
+        return PackedAttention(self, both=self.both)
 
 
 class PackedAttention(_OfSigns):

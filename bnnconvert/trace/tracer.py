@@ -29,6 +29,7 @@ from bnnconvert.trace.canonical import canonicalise
 from bnnconvert.trace.cells import expand_cells
 from bnnconvert.trace.compare import require_same
 from bnnconvert.trace.inside import put_graphs_inside
+from bnnconvert.trace.products import gather_attention
 from bnnconvert.trace.recurrent import expand_recurrent
 from bnnconvert.trace.transposed import expand_transposed
 from bnnconvert.values.inputs import run_example
@@ -171,7 +172,10 @@ def _finished(graph: GraphModule, inputs: tuple[Tensor, ...], expected: object, 
         note = f"The model computes the weight of {listed} from parameters alone: a plain parameter of that value now."
         graph.meta["notes"] = (*graph.meta.get("notes", ()), note)
     propagate_shapes(graph, *copies(inputs))
-    if sum(expand(graph) for expand in (expand_attention, expand_recurrent, expand_cells, expand_transposed)):
+    if sum(
+        expand(graph)
+        for expand in (gather_attention, expand_attention, expand_recurrent, expand_cells, expand_transposed)
+    ):
         tidy(graph)
         propagate_shapes(graph, *copies(inputs))
     given = copies(inputs)

@@ -16,7 +16,7 @@ from bnnconvert.artifact.writer import to_bytes
 from bnnconvert.binarizers import build_weight_binarizer
 from bnnconvert.errors import ArtifactError
 from bnnconvert.estimators.clip import Clip
-from bnnconvert.layers.attention import BinaryAttention
+from bnnconvert.layers.attention import Attention, BinaryAttention
 from bnnconvert.layers.embedding import BinaryEmbedding
 from bnnconvert.lower.predictors import calibrate, with_predictors
 from bnnconvert.runtime import Session
@@ -383,7 +383,7 @@ class Attends(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.attend = BinaryAttention(None, estimator=Clip())
+        self.attend = BinaryAttention(Attention(None), estimator=Clip(), both=False)
         self.register_buffer("mask", torch.ones(3, 3).tril())
         self.register_buffer("wide", torch.ones(4))
         self.register_buffer("numbers", torch.ones(3, 4, dtype=torch.int64))
