@@ -21,7 +21,8 @@ from bnnconvert.layers.vote import Vote
 
 M = TypeVar("M", bound=nn.Module)
 
-ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, RPReLU, Maxout)
+RELUS = (nn.ReLU, nn.ReLU6)
+ACTIVATIONS = (*RELUS, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, RPReLU, Maxout)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 PASS_THROUGH = (nn.Identity, nn.Dropout, nn.Dropout2d)
 MEMBER, VOTE = "member", "vote"

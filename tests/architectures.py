@@ -10,10 +10,12 @@ from torch.nn import functional as F
 from tests.networks import Transformer
 
 
-def layer(inputs: int, outputs: int, kernel: int = 3, *, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    """Convolution, batch norm, ReLU."""
+def layer(
+    inputs: int, outputs: int, kernel: int = 3, *, stride: int = 1, groups: int = 1, act: type[nn.Module] = nn.ReLU
+) -> nn.Sequential:
+    """Convolution, batch norm, ReLU or another activation."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), act(inplace=True))
 
 
 def head(channels: int) -> list[nn.Module]:
@@ -64,7 +66,8 @@ class Inverted(nn.Module):
 
     def __init__(self, channels: int, wide: int) -> None:
         super().__init__()
-        self.expand, self.depthwise = layer(channels, wide, 1), layer(wide, wide, groups=wide)
+        self.expand = layer(channels, wide, 1, act=nn.ReLU6)
+        self.depthwise = layer(wide, wide, groups=wide, act=nn.ReLU6)
         self.squeeze, self.excite = nn.Conv2d(wide, 4, 1), nn.Conv2d(4, wide, 1)
         self.project = nn.Sequential(nn.Conv2d(wide, channels, 1, bias=False), nn.BatchNorm2d(channels))
 

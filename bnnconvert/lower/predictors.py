@@ -17,14 +17,12 @@ from torch.fx import GraphModule, Node
 
 from bnnconvert.channels import channel_sums
 from bnnconvert.errors import RefusalError
-from bnnconvert.graph import BATCH_NORMS, is_call_of, is_called_once, module_of, only_user, set_module
+from bnnconvert.graph import BATCH_NORMS, RELUS, is_call_of, is_called_once, module_of, only_user, set_module
 from bnnconvert.layers.predicted import PredictedLayer, Predictor, folded, one_bit_copy
 from bnnconvert.values.inputs import Example, run_on
 from bnnconvert.values.plan import Plan
 from bnnconvert.values.program import Constant, Program, Value
 from bnnconvert.values.program import Node as Call
-
-RELUS = (nn.ReLU, nn.ReLU6)
 
 
 @dataclass(frozen=True)

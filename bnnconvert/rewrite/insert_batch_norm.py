@@ -47,7 +47,6 @@ from bnnconvert.values.plan import Plan
 _MAX_DEPTH = 6
 _KEEP_BOTH_SIGNS = (
     *PASS_THROUGH,
-    nn.Hardtanh,
     nn.Tanh,
     nn.PReLU,
     nn.LeakyReLU,
@@ -168,12 +167,20 @@ def _drop_scale(graph: GraphModule, node: Node) -> None:
     set_module(graph, str(node.target), plain.train(norm.training))
 
 
+def _keeps_both_signs(module: nn.Module | None) -> bool:
+    if isinstance(module, nn.Hardtanh):  # of which ReLU6 is one
+        return module.min_val < 0 < module.max_val
+    return isinstance(module, _KEEP_BOTH_SIGNS)
+
+
 def _is_centred(graph: GraphModule, node: Node, *, depth: int = 0) -> bool:
     """Whether the value has both signs in every channel: a batch norm's, or a sum of such.
 
     A residual stream is a sum of a sum and so on; a stream of many blocks is followed back a few blocks and no more.
     """
-    source = skip_back(graph, node, _KEEP_BOTH_SIGNS)
+    source = node
+    while _keeps_both_signs(module_of(graph, source)):
+        source = input_of(source)
     is_sum = is_add(source) or is_call_of(graph, source, (BranchMerge, SoftGate))
     if is_sum and depth < _MAX_DEPTH:
         return all(_is_centred(graph, part, depth=depth + 1) for part in source.all_input_nodes)

@@ -10,10 +10,9 @@ layer; `everywhere`, all that feed or follow a binary layer, as Bi-Real Net has 
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
-from torch import nn
 from torch.fx import GraphModule
 
-from bnnconvert.graph import input_of, is_call_of
+from bnnconvert.graph import RELUS, input_of, is_call_of
 from bnnconvert.rewrite.base import RETRAIN, Promise, Refusal, Rewrite, Site
 from bnnconvert.rewrite.regions import feeds_only_signs, feeds_sign, follows_binary, follows_first, touches_binary
 from bnnconvert.values.plan import Plan
@@ -30,7 +29,7 @@ class RemoveRelu(Rewrite):
 
     def find(self, graph: GraphModule, plan: Plan) -> Iterator[Site | Refusal]:
         for node in graph.graph.nodes:
-            if not is_call_of(graph, node, nn.ReLU):
+            if not is_call_of(graph, node, RELUS):
                 continue
             if (
                 (self.where == "before-sign" and feeds_only_signs(graph, node))

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from bnnconvert.graph import PASS_THROUGH, input_of, is_call_of, is_called_once, module_of, only_user
+from bnnconvert.graph import PASS_THROUGH, RELUS, input_of, is_call_of, is_called_once, module_of, only_user
 from bnnconvert.rewrite.base import EXACT, Promise, Refusal, Rewrite, Site
 from bnnconvert.values.plan import Plan
 
@@ -78,13 +78,13 @@ def _is_monotone(module: nn.Module | None) -> bool:
         return module.negative_slope >= 0
     if isinstance(module, nn.PReLU):
         return bool((module.weight >= 0).all())
-    return isinstance(module, (nn.ReLU, nn.ReLU6, nn.Hardtanh, *PASS_THROUGH))
+    return isinstance(module, (*RELUS, nn.Hardtanh, *PASS_THROUGH))
 
 
 def _readers(graph: GraphModule, node: Node) -> Iterator[Node]:
     """Nodes that read `node`, looking through element-wise and shape-only modules."""
     for user in node.users:
-        if is_call_of(graph, user, (nn.ReLU, nn.Hardtanh, nn.BatchNorm2d, nn.Flatten, *PASS_THROUGH)):
+        if is_call_of(graph, user, (*RELUS, nn.Hardtanh, nn.BatchNorm2d, nn.Flatten, *PASS_THROUGH)):
             yield from _readers(graph, user)
         else:
             yield user

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 from torch import nn
 from torch.fx import GraphModule
 
-from bnnconvert.graph import is_call_of, set_module, shape_of
+from bnnconvert.graph import RELUS, is_call_of, set_module, shape_of
 from bnnconvert.layers.maxout import Maxout
 from bnnconvert.layers.prelu import ChannelPReLU
 from bnnconvert.layers.rprelu import RPReLU
@@ -32,7 +32,7 @@ class ReplaceActivation(Rewrite):
 
     def find(self, graph: GraphModule, plan: Plan) -> Iterator[Site | Refusal]:
         for node in graph.graph.nodes:
-            if is_call_of(graph, node, nn.ReLU) and touches_binary(graph, node):
+            if is_call_of(graph, node, RELUS) and touches_binary(graph, node):
                 yield Site(node)
 
     def apply(self, graph: GraphModule, site: Site) -> None:

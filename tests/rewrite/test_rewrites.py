@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.nn import functional as F
 
 from bnnconvert.errors import RefusalError, UsageError, VerificationError
 from bnnconvert.graph import binary_inputs, input_of, is_call_of, module_of
@@ -190,6 +191,36 @@ def test_a_binary_layer_without_batch_norm_gets_one_behind_its_pool() -> None:
     at = [i for i, name in enumerate(made) if name == "BinaryConv2d"]
     assert [made[i : i + 3] for i in at] == [["BinaryConv2d", "MaxPool2d", "BatchNorm2d"]] * 2
     assert made[made.index("BinaryLinear") + 1] == "BatchNorm1d"
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU6, lambda: nn.Hardtanh(0.0, 4.0)], ids=["relu6", "clip"])
+def test_an_activation_without_negative_values_is_not_centred(activation: Callable[[], nn.Module]) -> None:
+    """ReLU6 is a Hardtanh to torch; behind it every sign is +1."""
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), activation(), nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6), activation()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)),
+    )
+    graph, plan = rewritten(net, '"binarize"', '"insert-batch-norm"')
+    assert counts(plan)["insert-batch-norm"] == 1
+    assert dead_shares(graph, (torch.randn(4, 3, 8, 8),)) == {}
+
+
+def test_relu6_is_treated_as_relu_is() -> None:
+    class Six(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1)
+            self.norm, self.fc = nn.BatchNorm2d(6), nn.Linear(6, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu6(self.norm(self.a(x)))
+            return self.fc(F.relu6(self.c(self.b(x))).mean((2, 3)))
+
+    graph, plan = rewritten(Six(), '"binarize"', '"remove-relu"')
+    assert counts(plan)["remove-relu"] == 1
+    graph, plan = rewritten(Six(), '"binarize"', '{ name = "replace-activation", to = "rprelu" }')
+    assert counts(plan)["replace-activation"] == 2
+    assert order(graph).count("RPReLU") == 2
 
 
 def test_relu_stays_where_something_else_than_a_sign_reads_it() -> None:
