@@ -333,13 +333,12 @@ def _token_network(tokens: int, heads: int, size: int, width: int, products: str
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("products", ["float", "scores", "both"])
 @pytest.mark.parametrize(
     "sizes", [(5, 2, 3, 7), (2, 1, 1, 16), (16, 4, 16, 33), (17, 3, 70, 5), (100, 2, 20, 64)], ids=str
 )
-@pytest.mark.parametrize("products", ["float", "scores", "both"])
-def test_attention_agrees_at_any_size(isa: str, threads: int, sizes: tuple[int, int, int, int], products: str) -> None:
-    _agree(_token_network(*sizes, products), isa, threads)
+def test_attention_agrees_at_any_size(isa: str, products: str, sizes: tuple[int, int, int, int]) -> None:
+    _agree(_token_network(*sizes, products), isa, threads=sizes[1])
 
 
 @pytest.mark.parametrize("isa", ISAS)

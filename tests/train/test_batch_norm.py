@@ -12,6 +12,7 @@ import bnnconvert
 from bnnconvert.train.calibrate import set_batch_norm_momentum, train_mode
 from bnnconvert.values.progress import Silent
 from tests.networks import Residual, randomise
+from tests.rarely import rarely
 from tests.train.toys import STAGES, Stop, StopAt, make_data, make_student, run, same_weights
 
 FROZEN = {"batch_norm_frozen": True, "batch_norm_batches": 0}
@@ -89,7 +90,7 @@ def test_cumulative_statistics_are_the_plain_average_of_the_batches() -> None:
 
 
 @pytest.mark.parametrize("training", [FROZEN, {"batch_norm_frozen": True}, {"batch_norm_momentum": "cumulative"}])
-@pytest.mark.parametrize("at", [3, 9])
+@pytest.mark.parametrize("at", [9, *rarely(3)])
 def test_such_runs_go_on_exactly(tmp_path: Path, at: int, training: dict[str, Any]) -> None:
     training = training | {"stages": STAGES}
     whole, _ = run(training=training)

@@ -14,6 +14,7 @@ from bnnconvert.recipe import parse_recipe, recipe_text
 from bnnconvert.train.latent import clip_latent, freeze_weights, held_weights, set_stage
 from bnnconvert.values.progress import Silent
 from bnnconvert.values.recipe import Training
+from tests.rarely import rarely
 from tests.train.toys import Stop, StopAt, make_student, run, same_weights
 
 BITS = [
@@ -49,7 +50,7 @@ def test_a_stage_of_bits_relaxes_both_operands() -> None:
 
 
 @pytest.mark.parametrize("stages", [BITS, GROUPS], ids=["bits", "groups"])
-@pytest.mark.parametrize("at", [3, 5, 7, 11, 16])
+@pytest.mark.parametrize("at", [5, 11, *rarely(3, 7, 16)])
 def test_such_stages_go_on_exactly_from_any_step(tmp_path: Path, at: int, stages: list[dict[str, Any]]) -> None:
     training = {"stages": stages, "schedule_spans": "stage", "gradient_clip": 1.0}
     whole, _ = run(training=training)
