@@ -19,6 +19,21 @@ from bnnconvert.layers.maxout import Maxout
 from bnnconvert.layers.rprelu import RPReLU
 from bnnconvert.layers.vote import Vote
 
+_PARTS: set[Any] = {
+    "view",
+    "view_as",
+    "transpose",
+    "swapaxes",
+    "permute",
+    "movedim",
+    "unsqueeze",
+    "squeeze",
+    "t",
+    "detach",
+}
+_PARTS |= {"select", "narrow", "unfold", "diagonal", "expand", operator.getitem, getattr}
+"""What may give a part of a tensor, or the same in another order, rather than a new one."""
+_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem)
 M = TypeVar("M", bound=nn.Module)
 
 RELUS = (nn.ReLU, nn.ReLU6)
@@ -77,9 +92,29 @@ def all_calls(graph: GraphModule) -> dict[nn.Module, list[Node]]:
     return calls
 
 
+def writes(node: Node) -> bool:
+    """Whether a node changes its first argument, as `x.add_(1)` and `x += 1` do, besides giving it back."""
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    if node.op != "call_function":
+        return False
+    name = getattr(node.target, "__name__", "")
+    return (
+        node.target in _IN_PLACE or (name.endswith("_") and not name.endswith("__")) or bool(node.kwargs.get("inplace"))
+    )
+
+
+def written_by(node: Node) -> Iterator[Node]:
+    """What a node that writes changes: its first argument, and what that may be a part of."""
+    into = node.args[0] if node.args else None
+    while isinstance(into, Node):
+        yield into
+        into = into.args[0] if into.target in _PARTS else None
+
+
 def tidy(graph: GraphModule) -> None:
     """Drop what nothing reads and what nothing calls, check the graph, and generate its code."""
-    graph.graph.eliminate_dead_code()
+    graph.graph.eliminate_dead_code(lambda node: node.is_impure() or writes(node))
     graph.graph.lint()
     graph.delete_all_unused_submodules()
     graph.recompile()

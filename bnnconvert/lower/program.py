@@ -6,6 +6,7 @@ what does nothing in evaluation mode is left out. Tensors that the model makes f
 computed here and stored.
 """
 
+import itertools
 import math
 import operator
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from torch.utils import _pytree as pytree
 from bnnconvert.artifact.signatures import SIGNATURES, mismatch
 from bnnconvert.errors import RefusalError, first_line
 from bnnconvert.layers.packed import PackedLayer
+from bnnconvert.lower.writes import VIEWS, back, line_of, reads_old
 from bnnconvert.values import program as values
 from bnnconvert.values.inputs import Example, as_tuple
 from bnnconvert.values.program import (
@@ -51,6 +53,10 @@ SAME = {"aten.dropout.default", "aten.feature_dropout.default", "aten.alpha_drop
 SAME |= {"aten.detach_.default", "aten.alias.default", "aten.lift_fresh_copy.default", "aten.dropout_.default"}
 MOVES = {"aten.to.device": "aten.to.dtype", "aten.to.dtype_layout": "aten.to.dtype"}
 """What says where a tensor goes says perhaps of which type it is then."""
+TWINS = {"aten.zero_.default": "aten.zeros_like.default"}
+"""What gives the values of an operator in place under another name than its own."""
+COPIES = {"aten.copy_.default", "aten.fill_.Tensor"}
+"""What replaces all of a tensor by its second argument."""
 PLACES = {"device", "layout", "memory_format", "pin_memory", "non_blocking", "implicit"}
 """Arguments that say where and how a tensor lies, not what it is."""
 
@@ -136,6 +142,10 @@ class _Lowering:
             return
         op = name.removesuffix(".default") if name.startswith("bnnconvert.") else name
         layer = self._layer(node)
+        if name in COPIES:
+            self.refs[node] = self._copied(node, layer or node.name)
+            self._rename(node, layer or node.name)
+            return
         mutated, op = _functional(MOVES.get(op, op))
         if op not in SIGNATURES:
             raise RefusalError(
@@ -171,15 +181,48 @@ class _Lowering:
             name = f"constant.{node.name}"
             self.tensors[name], self.refs[node] = value, Constant(tensor=name)
 
+    def _copied(self, node: Node, layer: str) -> Scalar:
+        """What is copied into a tensor, in its type and shape."""
+        into, source = node.args[0].meta["val"], node.args[1].meta["val"]  # type: ignore[union-attr]
+        value = self._scalar(node.args[1], layer)
+        if source.dtype != into.dtype:
+            arguments: dict[str, Argument] = {"self": value, "dtype": DType(dtype=_dtype(into.dtype, layer))}  # type: ignore[arg-type]
+            value = self._add("aten.to.dtype", layer, arguments, source.to(into.dtype))
+        if source.shape != into.shape:
+            size = tuple(_size(d, layer) for d in into.shape)
+            value = self._add("aten.expand.default", layer, {"self": value, "size": size}, into)
+        return value
+
     def _rename(self, node: Node, layer: str) -> None:
-        """Later readers of a tensor that was changed in place read the new value; aliases of it cannot be followed."""
-        changed = node.all_input_nodes[0]
-        views = [n for n in changed.users if n is not node and _is_view(n)]
-        if changed.op == "placeholder" or views or _is_view(changed):
+        """Later readers of a tensor that was changed in place, and of what it is a part of, read the new values."""
+        line, value = line_of(node.all_input_nodes[0]), self.refs[node]
+        if line[-1].op == "placeholder" or any(str(view.target) not in VIEWS for view in line[:-1]):
             raise RefusalError(
-                f"{layer}: {node.target} changes a tensor that has other names; use the form that returns a new one"
+                f"{layer}: {node.target} changes a tensor that is an input, a parameter, or has other names; use the "
+                "form that returns a new one"
             )
-        self.refs[changed] = self.refs[node]
+        late = reads_old(line, node)
+        if late is not None:
+            raise RefusalError(
+                f"{layer}: {node.target} changes a tensor that {self._layer(late) or late.name} reads under another "
+                "name afterwards; use the form that returns a new one"
+            )
+        for view, whole in itertools.pairwise(line):
+            self.refs[view] = value
+            shape = tuple(_size(d, layer) for d in whole.meta["val"].shape)
+            arguments = back(view, self._arguments(view, layer), value, self.refs[whole], shape)
+            value = self._add(VIEWS[str(view.target)], layer, arguments, whole.meta["val"])
+        self.refs[line[-1]] = value
+        for changed in line:
+            self.created.pop(changed, None)
+
+    def _add(self, op: str, layer: str, arguments: dict[str, Argument], like: Tensor) -> Value:
+        """A node that the model does not have itself."""
+        name = f"{op.split('.')[1]}.{len(self.nodes)}"
+        self.nodes.append(
+            values.Node(op=op, layer=layer, arguments=arguments, outputs=(self._spec(name, like, layer),))
+        )
+        return Value(value=name)
 
     def _arguments(self, node: Node, layer: str) -> dict[str, Argument]:
         schema = node.target._schema.arguments  # type: ignore[union-attr]
@@ -241,15 +284,12 @@ def callable_is_symbolic(target: str | Callable[..., Any]) -> bool:
 
 def _functional(op: str) -> tuple[bool, str]:
     """Whether an operator works in place, and the name of the twin that does not."""
+    if op in TWINS:
+        return True, TWINS[op]
     space, name, overload = op.split(".") if op.count(".") == 2 else (*op.split("."), "")
     if not name.endswith("_") or space != "aten":
         return False, op
     return True, f"{space}.{name.removesuffix('_')}.{overload}"
-
-
-def _is_view(node: Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
 
 
 def _size(size: Any, layer: str) -> int | Batch:

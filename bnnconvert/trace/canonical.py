@@ -14,7 +14,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
-from bnnconvert.graph import all_calls, free_path, module_of, set_module, stored, tidy
+from bnnconvert.graph import all_calls, free_path, module_of, set_module, stored, tidy, writes, written_by
 from bnnconvert.trace.weights import give_weights_layers
 
 Build = Callable[..., nn.Module | None]
@@ -22,6 +22,7 @@ Build = Callable[..., nn.Module | None]
 
 def canonicalise(graph: GraphModule) -> tuple[str, ...]:
     """Bring a freshly traced graph into canonical form, in place; paths of layers whose weight was computed. EXACT."""
+    _read_what_is_written(graph)
     computed = give_weights_layers(graph)
     for node in list(graph.graph.nodes):
         _functional_to_module(graph, node)
@@ -30,6 +31,17 @@ def canonicalise(graph: GraphModule) -> tuple[str, ...]:
     _in_place_off(graph)
     tidy(graph)
     return computed
+
+
+def _read_what_is_written(graph: GraphModule) -> None:
+    """Let what reads a tensor after it was changed in place read what the change gives, as it is written no more."""
+    order = {node: number for number, node in enumerate(graph.graph.nodes)}
+    for node in order:
+        if not node.args or not isinstance(node.args[0], Node) or node.target is operator.setitem:
+            continue
+        if writes(node) or getattr(module_of(graph, node), "inplace", False):
+            for reader in [user for user in node.args[0].users if order[user] > order[node]]:
+                reader.replace_input_with(node.args[0], node)
 
 
 def _max_pool(kind: type[nn.MaxPool1d | nn.MaxPool2d]) -> Build:
@@ -181,8 +193,11 @@ def _flattening_view(node: Node) -> nn.Module | None:
 
 
 def _plain_add(node: Node) -> None:
-    """Write every addition of two tensors as operator.add."""
-    if node.op in ("call_function", "call_method") and node.target in _ADDS and len(node.args) == 2 and not node.kwargs:
+    """Write every addition of two tensors as operator.add, but for one into a part of another tensor."""
+    if node.op not in ("call_function", "call_method") or node.target not in _ADDS:
+        return
+    is_partial = writes(node) and len(list(written_by(node))) > 1
+    if len(node.args) == 2 and not node.kwargs and not is_partial:
         node.op, node.target = "call_function", operator.add
 
 

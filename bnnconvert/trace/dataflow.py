@@ -6,7 +6,7 @@ from dataclasses import replace
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from bnnconvert.graph import WEIGHT_LAYERS, all_calls, is_add, module_of, shape_of
+from bnnconvert.graph import WEIGHT_LAYERS, all_calls, is_add, module_of, shape_of, writes, written_by
 from bnnconvert.layers.phases import Transposed
 from bnnconvert.trace.attention import why_whole
 from bnnconvert.trace.cells import why_whole_cell
@@ -169,6 +169,8 @@ def _ancestors(graph: GraphModule, weight_nodes: Iterable[Node]) -> dict[Node, f
     for node in graph.graph.nodes:
         parents = [above[p] | ({p} if p in weights else set()) for p in node.all_input_nodes]
         above[node] = frozenset().union(*parents)
+        for changed in written_by(node) if writes(node) else ():
+            above[changed] |= above[node]
     return above
 
 

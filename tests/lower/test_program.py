@@ -213,10 +213,17 @@ class Fixed(nn.Module):
         return self.run(self.conv(x))
 
 
+def _late(y):
+    before = y[:, 2:]
+    y[:, :3].zero_()
+    return torch.cat([before, y[:, :2]], 1)
+
+
 REFUSED = {
     "fixed batch": (lambda y: y.view(2, -1), "batch"),
     "unknown operator": (lambda y: torch.fft.rfft(y).abs(), "operator"),
-    "changed view": (lambda y: y.view(-1, 64).add_(1), "other names"),
+    "changed copy": (lambda y: y.flatten(1).add_(1), "other names"),
+    "view that is read later": (_late, "another name afterwards"),
     "complex result": (lambda y: torch.complex(y, y), "complex"),
 }
 
