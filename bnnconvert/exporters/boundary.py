@@ -75,7 +75,7 @@ class EngineCheck:
     def values_of(self, values: Mapping[str, Array], samples: Bits) -> dict[str, Array]:
         """What `explained` looks at, of the chosen samples alone: a look at one costs as much as many runs."""
         names = {*map(_input, self.encodes), *self.session.program.output.values()}
-        return {name: values[name][samples] for name in names}
+        return {name: _of_samples(values[name], samples) for name in names}
 
     def explained(self, inputs: Sequence[Array], values: Mapping[str, Array]) -> Bits:
         """Samples whose outputs may differ from the portable `values`, as bits at a boundary do before any other.
@@ -94,6 +94,12 @@ class EngineCheck:
         outputs = [values[name] for name in self.session.program.output.values()]
         differs, _ = differing(seen[len(self.encodes) :], outputs)
         return np.where(flips.parted, flips.explained, near & ~differs)
+
+
+def _of_samples(value: Array, samples: Bits) -> Array:
+    """The chosen samples of a value, whose first axis may hold parts of each, such as its frames."""
+    by_sample = value.reshape(len(samples), -1, *value.shape[1:])
+    return by_sample[samples].reshape(-1, *value.shape[1:])
 
 
 def _input(node: Node) -> str:

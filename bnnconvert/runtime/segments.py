@@ -34,12 +34,13 @@ def parts_of(program: Program, tensors: Mapping[str, Array]) -> tuple[list[Part]
     reasons = {i: f"{node.op} has no kernel" for i, node in enumerate(program.nodes) if node.op not in HANDLERS}
     crossings = _Crossings(program)
     plans: dict[tuple[int, int], bytes] = {}
+    specs = program.specs()
     while True:
         failed = None
         for first, last in _runs(len(program.nodes), reasons):
             if first in reasons or (first, last) in plans:
                 continue
-            compiler = Compiler(program, tensors)
+            compiler = Compiler(specs, tensors)
             try:
                 plan = compiler.compile(program.nodes[first:last], *crossings.of(first, last), HANDLERS)
                 plans[first, last] = plan_bytes(plan)

@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from bnnconvert import convert
 from bnnconvert.exporters.boundary import ROUNDING
 from bnnconvert.exporters.verify import layer_boundary, student_bits, verify
 from bnnconvert.report.verification import verify_notes
 from bnnconvert.runtime import Session, native
+from tests.architectures import ARCHITECTURES
 from tests.sessions import draft
 from tests.students import INPUTS, Block, conv, trace
 
@@ -130,3 +132,23 @@ def test_the_native_engine_is_compared_with_the_portable_one(student, x, monkeyp
     assert report.engine_differing == report.engine_unexplained == len(x)
     assert "the native engine" in report.failure
     assert report.unexplained_samples == 0
+
+
+@pytest.mark.skipif(native.library() is None, reason="installed without the native engine")
+def test_a_differing_sample_is_looked_at_with_all_its_frames(monkeypatch):
+    """Between layers the frames of a video are samples of their own."""
+    torch.manual_seed(0)
+    net, shape = ARCHITECTURES["video"]
+    x = torch.randn(3, *shape)
+    student = convert(net(), "xnor", example_inputs=(x,)).model
+    session = Session(draft(student, x))
+    right = session.run
+
+    def wrong_in_one(x):
+        y = right(x).copy()
+        y[1] += 1
+        return y
+
+    monkeypatch.setattr(session, "run", wrong_in_one)
+    report = verify(student, session, [x])
+    assert report.engine_differing == 1

@@ -27,7 +27,7 @@ from bnnconvert.runtime.compile.plan import (
     StepKind,
     per_channel,
 )
-from bnnconvert.values.program import Argument, Batch, Constant, Node, NonFinite, Program, Value, ValueSpec
+from bnnconvert.values.program import Argument, Batch, Constant, Node, NonFinite, Value, ValueSpec
 
 ENCODE = "bnnconvert.encode"
 
@@ -35,8 +35,9 @@ ENCODE = "bnnconvert.encode"
 class Compiler:
     """State while the nodes of a program are walked."""
 
-    def __init__(self, program: Program, tensors: Mapping[str, Array]) -> None:
-        self.program, self.tensors = program, tensors
+    def __init__(self, specs: Mapping[str, ValueSpec], tensors: Mapping[str, Array]) -> None:
+        self.specs, self.tensors = specs, tensors
+        """Every value and tensor of the program, of which `compile` takes a part."""
         self.steps: list[Step] = []
         self.made: dict[str, Made] = {}
         self.top: dict[Step, Made] = {}
@@ -165,7 +166,7 @@ class Compiler:
 
         Raises: NotNative; `at` then says which node it was, counted within `nodes`, or -1 for the first one.
         """
-        specs = self.program.specs()
+        specs = self.specs
         self.uses.update(r.value for node in nodes for r in node.references() if isinstance(r, Value))
         self.uses.update(outputs)
         self.numbers = {id(node): number for number, node in enumerate(nodes)}
