@@ -178,7 +178,7 @@ class _Torch:
         self.constants = {
             r.tensor: torch.from_numpy(tensors[r.tensor].copy()) for r in node.references() if isinstance(r, Constant)
         }
-        self.names = [r.value for r in node.references() if isinstance(r, Value)]
+        self.names = node.reads
         self.function = self._signed() if node.op.startswith("bnnconvert.") else self._aten()
 
     def __call__(self, values: Values, batch: int) -> tuple[Array, ...]:

@@ -13,7 +13,7 @@ from bnnconvert.runtime.compile.compiler import Compiler
 from bnnconvert.runtime.compile.made import NotNative
 from bnnconvert.runtime.compile.operators.table import HANDLERS
 from bnnconvert.runtime.compile.write import plan_bytes
-from bnnconvert.values.program import Node, Program, Value
+from bnnconvert.values.program import Node, Program
 
 UNUSUAL = (ValueError, TypeError, LookupError, ArithmeticError, AssertionError, struct.error)
 """What a compiler of sound programs meets in a file that is none; the portable executor then says what is wrong."""
@@ -86,17 +86,13 @@ class _Crossings:
         self.nodes = program.nodes
         self.last_read: dict[str, int] = {}
         for number, node in enumerate(program.nodes):
-            self.last_read.update(dict.fromkeys(_reads(node), number))
+            self.last_read.update(dict.fromkeys(node.reads, number))
         self.last_read.update(dict.fromkeys(program.output.values(), len(program.nodes)))
 
     def of(self, first: int, last: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Values that nodes [first, last) read from outside, and those of theirs that are read outside."""
         nodes = self.nodes[first:last]
         made = dict.fromkeys(spec.name for node in nodes for spec in node.outputs)
-        read = dict.fromkeys(name for node in nodes for name in _reads(node))
+        read = dict.fromkeys(name for node in nodes for name in node.reads)
         inputs = tuple(name for name in read if name not in made)
         return inputs, tuple(name for name in made if self.last_read.get(name, -1) >= last)
-
-
-def _reads(node: Node) -> list[str]:
-    return [r.value for r in node.references() if isinstance(r, Value)]

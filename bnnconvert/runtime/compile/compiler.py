@@ -167,7 +167,7 @@ class Compiler:
         Raises: NotNative; `at` then says which node it was, counted within `nodes`, or -1 for the first one.
         """
         specs = self.specs
-        self.uses.update(r.value for node in nodes for r in node.references() if isinstance(r, Value))
+        self.uses.update(name for node in nodes for name in node.reads)
         self.uses.update(outputs)
         self.numbers = {id(node): number for number, node in enumerate(nodes)}
         for name in (*inputs, *outputs):
@@ -207,9 +207,7 @@ class Compiler:
 
     def _run(self, node: Node, handlers: "Mapping[str, Handler]") -> None:
         self.at, self.layer = self.numbers[id(node)], node.layer
-        for reference in node.references():
-            if isinstance(reference, Value):
-                self.uses[reference.value] -= 1
+        self.uses.subtract(node.reads)
         for spec in node.outputs:
             if node.op.startswith("aten.") and spec.dtype not in ("float32", "int32"):
                 raise NotNative(f"{node.op} gives {spec.dtype}")
@@ -257,7 +255,7 @@ def _maker(nodes: Sequence[Node], name: str) -> int:
     for number, node in enumerate(nodes):
         if any(spec.name == name for spec in node.outputs):
             return number
-    reads = (any(isinstance(r, Value) and r.value == name for r in node.references()) for node in nodes)
+    reads = (name in node.reads for node in nodes)
     return next((number for number, does in enumerate(reads) if does), 0)
 
 

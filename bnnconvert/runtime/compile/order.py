@@ -30,7 +30,7 @@ def read_as_tokens(nodes: Sequence[Node], specs: Mapping[str, ValueSpec]) -> set
     """Names of values of three axes and more that some of the nodes, neighbours in their order, read as tokens."""
     found: set[str] = set()
     for node in reversed(nodes):
-        read = [r.value for r in node.references() if isinstance(r, Value)]
+        read = list(node.reads)
         made = node.outputs[0].name
         if node.op in _READERS:
             operand = node.arguments[_READERS[node.op]]
