@@ -312,12 +312,16 @@ def summary_of(rows: list[dict[str, Any]]) -> list[str]:
     at_threshold = [f for f in exported if _is_at_threshold(f)]
     quick = [r for r in rows for f in (r.get(recipe, {}) for recipe in RECIPES)
              if "convert_s" in f and f["convert_s"] <= 3 * r["build_s"] + r["forward_s"]]  # fmt: skip
+    accounted = [f for f in converted if all(f["reasons"])]
+    reasons: Counter[str] = sum((Counter(f["reasons"]) for f in converted), Counter())
     agree = f"{len(agreeing) / len(found):.1%} export and agree with the student to {CLOSE:g}"
     flips = f"{len(at_threshold) / len(found):.1%} but for samples with a value within rounding of a sign's threshold"
     parts = f"{sum(f['parts'] > 1 for f in exported) / len(found):.1%} are exported in parts"
     return [
         f"{len(rows)} models with {len(RECIPES)} recipes each; {len(large)} more need more than 16 GB.",
         f"{len(converted) / len(found):.1%} convert, {sum('failure' in f for f in found)} end in an error.",
+        f"{len(accounted) / len(found):.1%} have every layer binary or float for a reason:",
+        *(f"    {count:,} layers: {reason}" for reason, count in reasons.most_common()),
         f"{agree}, {flips}; {parts}.",
         f"{len(quick) / len(found):.1%} convert within three times the construction plus one forward pass.",
         f"Rungs: {dict(Counter(f['rung'] for f in converted))}.",
