@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from bnnconvert.errors import VerificationError
+from bnnconvert.values.outputs import is_rounding
 
 
 def require_same(expected: object, actual: object) -> None:
@@ -27,7 +28,7 @@ def _is_same(expected: object, actual: object) -> bool:
             return False
         if not expected.is_floating_point():
             return torch.equal(expected, actual)
-        return torch.allclose(expected, actual, rtol=1e-4, atol=1e-5, equal_nan=True)
+        return is_rounding(expected, actual, rtol=1e-4, atol=1e-5)
     if isinstance(expected, tuple | list) and isinstance(actual, tuple | list):
         return len(expected) == len(actual) and all(map(_is_same, expected, actual))
     if dataclasses.is_dataclass(expected) and not isinstance(expected, type):

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from bnnconvert.graph import module_of
 from bnnconvert.layers.attention import Attention
 from bnnconvert.trace.tracer import trace
+from bnnconvert.values.outputs import is_rounding
 
 Write = Callable[["Net", Tensor, Tensor, Tensor], Tensor]
 
@@ -93,3 +94,10 @@ def test_dropout_stays_one_of_training() -> None:
     assert torch.equal(graph.eval()(x), graph(x))
     graph.train()
     assert not torch.equal(graph(x), graph(x))
+
+
+def test_outputs_may_differ_by_rounding_of_the_largest() -> None:
+    """Attention as one module adds in another order, and a small value may be a difference of large ones."""
+    for largest, holds in ((1.0, False), (400.0, True)):
+        old = torch.tensor([largest, 0.001])
+        assert is_rounding(old, old + torch.tensor([0.0, 0.003]), rtol=1e-4, atol=1e-5) == holds
