@@ -19,7 +19,6 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from bnnconvert.graph import ACTIVATIONS, BATCH_NORMS, PASS_THROUGH, evaluation
-from bnnconvert.layers.attention import Attention
 from bnnconvert.layers.conv2d import BinaryConv2d
 from bnnconvert.layers.linear import BinaryLinear
 from bnnconvert.layers.operators import out_size
@@ -183,5 +182,4 @@ _RULES: dict[type[nn.Module], Callable[[Any, Shape], Shape | None]] = {
     **dict.fromkeys((nn.Linear, BinaryLinear), _linear),
     **dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d), _pool),
     nn.AdaptiveAvgPool2d: _pooled,
-    Attention: _same,
 }

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from bnnconvert.graph import free_path, module_of, only_user, shape_of
 from bnnconvert.layers.attention import Attention
 
-PRODUCTS = (operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm", "__matmul__")
+_PRODUCTS = (operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm", "__matmul__")
 _SOFTMAX = (F.softmax, torch.softmax, "softmax")
 _TIMES = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
 _OVER = (operator.truediv, operator.itruediv, torch.div, "div", "div_")
@@ -44,7 +44,7 @@ class _Parts:
     mask: Node | None = None
     lets_through: bool = True
     """Whether a bool mask says where to look; otherwise where not to."""
-    key_is_turned: bool = False
+    keys_in_columns: bool = False
     dropout: float = 0.0
     scale: float | None = None
     is_causal: bool = False
@@ -109,7 +109,7 @@ def _by_hand(graph: GraphModule, softmax: Node) -> _Parts | None:
         value,
         mask=mask,
         lets_through=lets_through,
-        key_is_turned=turned is None,
+        keys_in_columns=turned is None,
         dropout=dropout,
         scale=scale,
     )
@@ -117,7 +117,7 @@ def _by_hand(graph: GraphModule, softmax: Node) -> _Parts | None:
 
 def _is_product(node: Node) -> bool:
     """Whether a node multiplies two activations of one rank, head by head."""
-    if node.target not in PRODUCTS or len(node.args) != 2 or not all(isinstance(a, Node) for a in node.args):
+    if node.target not in _PRODUCTS or len(node.args) != 2 or not all(isinstance(a, Node) for a in node.args):
         return False
     left, right = (shape_of(a) or () for a in node.all_input_nodes) if len(node.all_input_nodes) == 2 else ((), ())
     return len(left) >= 3 and left[:-2] == right[:-2]
@@ -208,7 +208,7 @@ def _put(graph: GraphModule, node: Node, parts: _Parts) -> None:
     graph.add_submodule(path, made.train(graph.training))
     key, mask = parts.key, parts.mask
     with graph.graph.inserting_before(last):
-        if parts.key_is_turned:
+        if parts.keys_in_columns:
             key = graph.graph.call_method("transpose", (key, -2, -1))
         if mask is not None and not parts.lets_through:
             mask = graph.graph.call_method("logical_not", (mask,))

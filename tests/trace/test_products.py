@@ -48,6 +48,7 @@ GATHERED: dict[str, tuple[Write, float | None]] = {
     "what is past": (_fill, 0.5),
     "power of a size": (lambda n, q, k, v: n.softmax(q @ k.mT * (q.shape[-1] ** -0.5)) @ v, 0.5),
     "one head": (lambda n, q, k, v: torch.bmm(torch.bmm(q[:, 0], k[:, 0].mT).softmax(-1), v[:, 0]), 1.0),
+    "values of another size": (lambda n, q, k, v: n.softmax(q @ k.mT) @ v[..., :3], 1.0),
     "keys in columns": (lambda n, q, k, v: n.softmax(q @ k.reshape(-1, 2, 4, 6)) @ v, 1.0),
 }
 LEFT: dict[str, Write] = {
@@ -72,6 +73,9 @@ def test_attention_is_one_module(name: str) -> None:
     torch.testing.assert_close(graph(x), net(x), rtol=1e-4, atol=1e-6)
     (attention,) = [m for n in graph.graph.nodes if isinstance(m := module_of(graph, n), Attention)]
     assert attention.scale == (None if scale is None else pytest.approx(scale))
+    made = next(n for n in graph.graph.nodes if isinstance(module_of(graph, n), Attention))
+    with torch.no_grad():
+        assert made.meta["shape"] == tuple(graph(x).shape)
     assert "attend" in dict(graph.named_children())
     assert attention.dropout == (0.3 if name in ("queries scaled first", "what is past") else 0.0)
     called = {n.target for n in graph.graph.nodes if n.op in ("call_function", "call_method")}
