@@ -3,7 +3,7 @@
 sequence  (N, C, L)     <-> (N, C, L, 1)
 tokens    (N, T, C)     <-> (N, C, T, 1)
 grid      (N, H, W, C)  <-> (N, C, H, W)
-block     (N, D, H, W, C) <-> (N, C, D, H W)
+block     (N, A, B, D, ..., C) <-> (N, C, A, B D ...)
 volume    (N, C, D, H, W) -> (N D', C k, H, W), what each of D' windows of k frames sees, and back from (N D', O, H, W)
 phases    (N, O s s, H, W) -> (N, O, s H, s W), one convolution for each phase of a transposed one; of 1 to 3 axes
           (N, O a b, H, W), ... -> (N, O s s, H', W'), of several convolutions for a b phases each
@@ -36,14 +36,14 @@ class ToImage(View):
     def forward(self, x: Tensor) -> Tensor:
         """Channels second, four axes."""
         if self.kind == "block":
-            x = x.flatten(2, 3)
+            x = x.flatten(2, -2)
         if self.kind in ("grid", "block"):
             return x.permute(0, 3, 1, 2)
         return (x if self.kind == "sequence" else x.permute(0, 2, 1)).unsqueeze(3)
 
 
 class FromImage(View):
-    """View of an image as what it was; of a block, the last two of its sizes are known here.
+    """View of an image as what it was; of a block, all of its sizes but the first are known here.
 
     Shapes: x (N, C, H, W), y of the kind.
     """

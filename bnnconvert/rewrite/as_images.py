@@ -33,8 +33,8 @@ from bnnconvert.layers.phases import Transposed, convolution_of, phases_of
 from bnnconvert.rewrite.base import EXACT, Promise, Refusal, Rewrite, Site
 from bnnconvert.values.plan import Plan
 
-TOKENS: dict[int, Kind] = {3: "tokens", 4: "grid", 5: "block"}
-"""What a linear layer's input is, by its rank."""
+TOKENS: dict[int, Kind] = {3: "tokens", 4: "grid"}
+"""What a linear layer's input is, by its rank; with more axes it is a block."""
 _ELEMENTWISE = {nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish}
 _ELEMENTWISE |= {nn.Sigmoid, nn.Tanh, nn.Identity, nn.Dropout}
 """What may run before a view as well as behind it."""
@@ -97,7 +97,9 @@ def kind_of(graph: GraphModule, node: Node) -> Kind | Literal["volume", "phases"
         return "volume"
     if isinstance(module, Transposed):
         return "phases"
-    return TOKENS.get(len(shape)) if isinstance(module, nn.Linear) and shape is not None else None
+    if not isinstance(module, nn.Linear) or shape is None or len(shape) < 3:
+        return None
+    return TOKENS.get(len(shape), "block")
 
 
 def _wrap(graph: GraphModule, node: Node) -> None:
@@ -116,7 +118,7 @@ def _wrap(graph: GraphModule, node: Node) -> None:
     image = insert_after(graph, input_of(node), f"{path}_image", ToImage(kind), users=[node])
     assert isinstance(module, nn.Conv1d | nn.Linear)
     set_module(graph, path, _convolution(module))
-    insert_after(graph, node, f"{path}_back", FromImage(kind, before[2:4] if kind == "block" else ()))
+    insert_after(graph, node, f"{path}_back", FromImage(kind, before[2:-1] if kind == "block" else ()))
     image.meta["shape"] = node.meta["shape"] = None  # until the runner has looked at them
 
 

@@ -1,8 +1,10 @@
 """Sequences and tokens as images: the same function, the same network as one over images, and packed like it."""
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -90,6 +92,24 @@ def test_windows_of_a_sample_are_packed_and_compared_as_its_own(tmp_path: Path) 
     report = bnnconvert.verify(artifact, against=student, samples=10)
     assert report.samples == 10
     assert report.unexplained_samples == 0
+
+
+@pytest.mark.parametrize("recipe", ["bwn", "xnor"])
+@pytest.mark.parametrize("between", [(), (3,), (3, 2), (2, 3, 2), (2, 1, 3, 2), (1, 2, 2, 1, 3)], ids=str)
+def test_a_linear_layer_may_have_any_axes_between_samples_and_features(
+    between: tuple[int, ...], recipe: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 20), nn.GELU(), nn.Linear(20, 12), nn.Linear(12, 5)).eval()
+    x = torch.randn(3, *between, 4)
+    student = bnnconvert.convert(net, recipe, example_inputs=(x,))
+    assert [p.decision == "float" for p in student.plan.layers] == [True, False, True]
+    assert student.plan.layers[1].facts.macs == 20 * 12 * math.prod(between)
+    expected = student.model.eval()(x).detach()
+    assert expected.shape == (3, *between, 5)
+    bnnconvert.export(student, tmp_path / "net.packed.safetensors")
+    actual = bnnconvert.Session(tmp_path / "net.packed.safetensors").run(x.numpy())
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_between_two_layers_over_tokens_an_activation_works_on_the_image() -> None:

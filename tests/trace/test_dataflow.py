@@ -97,9 +97,3 @@ def test_obstacles_name_a_property_of_the_model() -> None:
     assert not reasons["tokens"]
     assert reasons["depthwise"] == ""
     assert found["depthwise"].is_depthwise
-
-
-def test_a_linear_layer_may_have_three_axes_between_and_no_more() -> None:
-    net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
-    assert [f.obstacle for f in facts(net, 2, 5, 6, 7, 4).values()] == [None, None]
-    assert ["(2, 5, 6, 7, 8, 4)" in (f.obstacle or "") for f in facts(net, 2, 5, 6, 7, 8, 4).values()] == [True, False]
