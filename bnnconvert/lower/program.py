@@ -137,7 +137,7 @@ class _Lowering:
             self.refs[node] = self.refs[node.all_input_nodes[0]]
             return
         if self._is_made_of_nothing(node):
-            args, kwargs = map_arg((node.args, node.kwargs), self.created.__getitem__)
+            args, kwargs = map_arg((node.args, node.kwargs), self._known)
             self._store(node, node.target(*args, **kwargs))  # type: ignore[operator]
             return
         op = name.removesuffix(".default") if name.startswith("bnnconvert.") else name
@@ -169,10 +169,21 @@ class _Lowering:
         """Whether a call gives the same tensor whatever the model's input and parameters are."""
         assert isinstance(node.target, torch._ops.OpOverload)
         takes_tensors = any("Tensor" in str(a.type) for a in node.target._schema.arguments)
-        made = all(n in self.created for n in node.all_input_nodes)
+        others = [n for n in node.all_input_nodes if n not in self.created]
+        made = not others
+        if str(node.target).startswith("bnnconvert."):  # a layer that reads such a tensor has weights besides
+            made = len(others) < len(node.all_input_nodes) and all(isinstance(self.refs[n], Constant) for n in others)
         draws = torch.Tag.nondeterministic_seeded in node.target.tags
         in_place = node.target._schema.is_mutable
         return made and bool(node.all_input_nodes or not takes_tensors) and not (draws or in_place)
+
+    def _known(self, node: Node) -> Any:
+        """A tensor that is computed here or stored."""
+        if node in self.created:
+            return self.created[node]
+        reference = self.refs[node]
+        assert isinstance(reference, Constant)
+        return self.tensors[reference.tensor]
 
     def _store(self, node: Node, value: Any) -> None:
         """Take a computed value; one of several tensors is stored when it is read."""

@@ -213,6 +213,22 @@ class Fixed(nn.Module):
         return self.run(self.conv(x))
 
 
+def test_a_binary_layer_over_what_the_model_makes_itself_is_computed_at_once():
+    class Places(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.places = conv(3, 4), conv(2, 4, 1, inputs="none")
+
+        def forward(self, x):
+            grid = torch.linspace(-1, 1, 32).reshape(1, 2, 4, 4).sin()
+            return self.conv(x) + self.places(grid)
+
+    student, x = trace(Places()), torch.randn(3, 3, 6, 6)
+    session = Session(draft(student, x))
+    assert {node.layer for node in session.program.nodes if node.op.startswith("bnnconvert.")} == {"conv"}
+    np.testing.assert_allclose(session.run(x.numpy()), student(x).detach(), rtol=1e-5, atol=1e-6)
+
+
 def _late(y):
     before = y[:, 2:]
     y[:, :3].zero_()
