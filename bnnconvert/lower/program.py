@@ -172,7 +172,7 @@ class _Lowering:
         others = [n for n in node.all_input_nodes if n not in self.created]
         made = not others
         if str(node.target).startswith("bnnconvert."):  # a layer that reads such a tensor has weights besides
-            made = len(others) < len(node.all_input_nodes) and all(isinstance(self.refs[n], Constant) for n in others)
+            made = all(isinstance(self.refs[n], Constant) for n in others)
         draws = torch.Tag.nondeterministic_seeded in node.target.tags
         in_place = node.target._schema.is_mutable
         return made and bool(node.all_input_nodes or not takes_tensors) and not (draws or in_place)
