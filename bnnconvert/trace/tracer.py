@@ -172,15 +172,15 @@ def _finished(graph: GraphModule, inputs: tuple[Tensor, ...], expected: object, 
         note = f"The model computes the weight of {listed} from parameters alone: a plain parameter of that value now."
         graph.meta["notes"] = (*graph.meta.get("notes", ()), note)
     propagate_shapes(graph, *copies(inputs))
-    if sum(
-        expand(graph)
-        for expand in (gather_attention, expand_attention, expand_recurrent, expand_cells, expand_transposed)
-    ):
+    expansions = (gather_attention, expand_attention, expand_recurrent, expand_cells, expand_transposed)
+    is_expanded = sum(expand(graph) for expand in expansions) > 0
+    if is_expanded:
         tidy(graph)
         propagate_shapes(graph, *copies(inputs))
     given = copies(inputs)
     with torch.no_grad():
-        require_same(expected, graph(*given))
+        # What has become of expanded layers adds in another order, and layers behind it may magnify that.
+        require_same(expected, graph(*given), atol=1e-4 if is_expanded else 1e-5)
     if not all(bool(((x == y) | y.isnan()).all()) for x, y in zip(given, inputs, strict=True)):
         _keep_inputs(graph)
     if graph.meta.get("opaque"):
