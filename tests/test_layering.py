@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "bnnconvert"
 LAYERS: list[set[str]] = [
     {"errors", "bits"},
     {"values"},
-    {"channels"},
+    {"channels", "rounding"},
     {"recipe", "binarizers", "estimators", "gains", "tasks"},
     {"layers", "artifact", "graph", "shapes"},
     {"load", "trace", "plan", "rewrite", "train", "lower", "runtime"},

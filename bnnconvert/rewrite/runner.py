@@ -9,8 +9,8 @@ from bnnconvert.graph import inner_graphs, inputs_inside, restore_order
 from bnnconvert.rewrite import REWRITES
 from bnnconvert.rewrite.as_images import AsImages
 from bnnconvert.rewrite.base import Refusal, Rewrite, Site
+from bnnconvert.rounding import is_rounding
 from bnnconvert.shapes import propagate_shapes
-from bnnconvert.values.outputs import is_rounding
 from bnnconvert.values.plan import Plan, RewriteRecord
 from bnnconvert.values.recipe import Recipe
 from bnnconvert.values.tables import build_row

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bnnconvert.errors import VerificationError
-from bnnconvert.values.outputs import is_rounding
+from bnnconvert.rounding import is_rounding
 
 
 def require_same(expected: object, actual: object, *, atol: float = 1e-5) -> None:

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from bnnconvert.graph import module_of
 from bnnconvert.layers.attention import Attention
+from bnnconvert.rounding import is_rounding
 from bnnconvert.trace.tracer import trace
-from bnnconvert.values.outputs import is_rounding
 
 Write = Callable[["Net", Tensor, Tensor, Tensor], Tensor]
 
