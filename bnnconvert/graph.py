@@ -178,6 +178,17 @@ def inputs_inside(graph: GraphModule, inputs: tuple[Tensor, ...]) -> dict[str, t
     return found
 
 
+def path_beside(graph: GraphModule, node: Node, name: str) -> str:
+    """A free path for a module `name` in the user's module whose code `node` comes from."""
+    scope = scope_of(node)
+    return free_path(graph, f"{scope}.{name}" if scope else name)
+
+
+def scope_of(node: Node) -> str:
+    """Path of the user's module whose code has the call; empty for the model's own."""
+    return str(next(reversed(node.meta.get("nn_module_stack") or {"": None}), ""))
+
+
 def free_path(graph: GraphModule, wanted: str) -> str:
     """`wanted`, or `wanted_1`, `wanted_2`, ... : the first path at which no module or attribute lives."""
     parent, _, leaf = wanted.rpartition(".")

@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Node
 
 from bnnconvert.errors import UsageError
 from bnnconvert.exporters.draft import module_bytes
-from bnnconvert.graph import inner_graphs, module_of, shape_of
+from bnnconvert.graph import inner_graphs, module_of, scope_of, shape_of
 from bnnconvert.load.task import load_task
 from bnnconvert.pipeline.convert import TRACED
 from bnnconvert.pipeline.look import Look
@@ -75,7 +75,7 @@ def _drawings(graph: GraphModule, decisions: Mapping[str, str], path: str = "") 
 
 def _step(graph: GraphModule, node: Node, before: str, decisions: Mapping[str, str]) -> Step:
     module = module_of(graph, node)
-    scope = next(reversed(node.meta.get("nn_module_stack") or {"": None}), "")
+    scope = scope_of(node)
     path = before + (str(node.target) if module is not None else scope)
     kinds = {"placeholder": "input", "output": "output", "get_attr": "parameter"}
     kind = type(module).__name__ if module is not None else kinds.get(node.op)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
-from bnnconvert.graph import all_calls, free_path, module_of, set_module, stored, tidy, writes, written_by
+from bnnconvert.graph import all_calls, free_path, module_of, path_beside, set_module, stored, tidy, writes, written_by
 from bnnconvert.trace.weights import give_weights_layers
 
 Build = Callable[..., nn.Module | None]
@@ -145,8 +145,7 @@ def _functional_to_module(graph: GraphModule, node: Node) -> None:
         return
     name = "flatten" if row is None else row[0]
     tensor = node.args[0] if node.args else node.kwargs["input"]
-    scope = next(reversed(node.meta.get("nn_module_stack") or {"": None}), "")
-    path = free_path(graph, f"{scope}.{name}" if scope else name)
+    path = path_beside(graph, node, name)
     module.train(graph.training)
     graph.add_submodule(path, module)
     parts = [f"{path}.{i}" for i in range(len(module))] if isinstance(module, nn.Sequential) else [path]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from bnnconvert.graph import WEIGHT_LAYERS, all_calls, is_add, module_of, shape_of, writes, written_by
+from bnnconvert.graph import WEIGHT_LAYERS, all_calls, is_add, module_of, scope_of, shape_of, writes, written_by
 from bnnconvert.layers.phases import Transposed
 from bnnconvert.trace.attention import why_whole
 from bnnconvert.trace.cells import why_whole_cell
@@ -94,7 +94,7 @@ def _inside(graph: GraphModule, path: str, reason: str, *, is_first: bool, is_la
 
 def _of_a_call(node: Node, *, is_first: bool, is_last: bool) -> LayerFacts:
     """Facts about a convolution or product with a weight that is made anew for each input."""
-    scope = next(reversed(node.meta.get("nn_module_stack") or {"": None}), "")
+    scope = scope_of(node)
     x, weight = node.all_input_nodes[:2]
     return LayerFacts(
         path=f"{scope}.{node.name}" if scope else node.name,

@@ -14,7 +14,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
-from bnnconvert.graph import free_path, module_of, only_user, shape_of
+from bnnconvert.graph import module_of, only_user, path_beside, shape_of
 from bnnconvert.layers.attention import Attention
 
 _PRODUCTS = (operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm", "__matmul__")
@@ -202,8 +202,7 @@ def _put(graph: GraphModule, node: Node, parts: _Parts) -> None:
     if node.target is not F.scaled_dot_product_attention:
         while not _is_product(last):  # over the dropout, if there is one
             last = next(iter(last.users))
-    scope = next(reversed(last.meta.get("nn_module_stack") or {"": None}), "")
-    path = free_path(graph, f"{scope}.attend" if scope else "attend")
+    path = path_beside(graph, last, "attend")
     made = Attention(None, scale=parts.scale, dropout=parts.dropout, is_causal=parts.is_causal)
     graph.add_submodule(path, made.train(graph.training))
     key, mask = parts.key, parts.mask

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
-from bnnconvert.graph import calls_of, free_path, set_module, stored
+from bnnconvert.graph import calls_of, path_beside, set_module, stored
 
 _CONVOLUTIONS: dict[Any, type[nn.Module]] = {F.conv1d: nn.Conv1d, F.conv2d: nn.Conv2d, F.conv3d: nn.Conv3d}
 _TRANSPOSED: dict[Any, type[nn.Module]] = {
@@ -100,9 +100,7 @@ def _path(graph: GraphModule, node: Node, given: dict[str, Any]) -> str:
         bias = given["bias"]
         if held <= {"weight", "bias"} and (bias is None or getattr(bias, "target", None) == f"{owner}.bias"):
             return owner
-    scope = next(reversed(node.meta.get("nn_module_stack") or {"": None}), "")
-    name = "linear" if node.target is F.linear else "conv"
-    return free_path(graph, f"{scope}.{name}" if scope else name)
+    return path_beside(graph, node, "linear" if node.target is F.linear else "conv")
 
 
 def _value(graph: GraphModule, node: Any) -> Any:
