@@ -181,7 +181,8 @@ def _try_recipe(net: nn.Module, inputs: tuple[Tensor, ...], recipe: str) -> dict
 
 
 def _is_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+    said = ("can't allocate memory", "could not create a primitive")  # the second is what oneDNN makes of it
+    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
 
 
 def _backward(student: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
