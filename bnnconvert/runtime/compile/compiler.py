@@ -166,23 +166,22 @@ class Compiler:
 
         Raises: NotNative; `at` then says which node it was, counted within `nodes`, or -1 for the first one.
         """
-        specs = self.specs
         self.uses.update(name for node in nodes for name in node.reads)
         self.uses.update(outputs)
         self.numbers = {id(node): number for number, node in enumerate(nodes)}
         for name in (*inputs, *outputs):
-            if not _crosses(specs[name]):
+            if not _crosses(self.specs[name]):
                 self.at = _maker(nodes, name)
-                raise NotNative(f"{_described(specs[name])} goes in or out")
+                raise NotNative(f"{_described(self.specs[name])} goes in or out")
         encoders: dict[str, list[Node]] = {}
         for node in nodes:
             if node.op == ENCODE:
                 x = node.arguments["x"]
                 assert isinstance(x, Value)
                 encoders.setdefault(x.value, []).append(node)
-        as_tokens = read_as_tokens(nodes, specs)
+        as_tokens = read_as_tokens(nodes, self.specs)
         for name in inputs:
-            made = Made(specs[name].sized(1)[1:], tokens=name in as_tokens)
+            made = Made(self.specs[name].sized(1)[1:], tokens=name in as_tokens)
             made.image = Image(Kind.FLOATS, made.channels, *made.size)
             self.steps.append(Step(StepKind.INPUT, name, output=made.image, tokens=made.tokens))
             self.made[name] = made

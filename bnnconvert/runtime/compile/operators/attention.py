@@ -7,24 +7,26 @@ from bnnconvert.runtime.compile.made import SAMPLES, Made, NotNative, View
 from bnnconvert.runtime.compile.plan import Heads, Image, Kind, Signs, Step, StepKind
 from bnnconvert.values.program import Node
 
+_OTHER = "attention with a mask, groups or dropout"
+
 
 def attention(c: Compiler, node: Node) -> Made:
     """Scaled products of queries and keys, their softmax, and the mean of the values by it."""
     a = node.arguments
-    if a.get("attn_mask") is not None or a.get("is_causal") or a.get("enable_gqa") or number(a.get("dropout_p", 0)):
-        raise NotNative("attention with a mask, groups or dropout")
+    if a.get("is_causal") or a.get("enable_gqa") or number(a.get("dropout_p", 0)):
+        raise NotNative(_OTHER)
     return _attention(c, node, Signs.NONE)
 
 
 def binary_attention(c: Compiler, node: Node) -> Made:
     """The same by signs."""
-    if node.arguments["mask"] is not None:
-        raise NotNative("attention with a mask, groups or dropout")
     return _attention(c, node, Signs.BOTH if node.arguments["both"] else Signs.SCORES)
 
 
 def _attention(c: Compiler, node: Node, signs: Signs) -> Made:
     a = node.arguments
+    if a.get("attn_mask", a.get("mask")) is not None:
+        raise NotNative(_OTHER)
     q, k, v = (c.view(a[name]) for name in ("query", "key", "value"))
     if {view.places.ndim for view in (q, k, v)} != {4}:
         raise NotNative("attention without heads")
