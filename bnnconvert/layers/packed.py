@@ -5,6 +5,8 @@ A packed layer is up to four modules in a row, at the path of the layer that the
 a gain `gained`, which reads the layer's input as well and adds the bias. An embedding is one, `table`.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -230,9 +232,14 @@ def _dot(layer: BinaryLayer, planes: list[Plane], path: str) -> Dot:
     return (SignedLinear if layer.is_weight_only else BinaryDotLinear)(weight, k)
 
 
+def _is_pm1(values: Tensor) -> bool:
+    """Whether all are -1 or +1, without a temporary of their size."""
+    return all(float(torch.linalg.vector_norm(values, order)) == 1 for order in (-math.inf, math.inf))
+
+
 def _rows(layer: BinaryLayer, planes: list[Plane], path: str) -> tuple[Tensor, int]:
     """Packed rows of the weight's planes, and the length of a row in bits. Shapes: (M, O, row_bytes)."""
-    if not all(bool((plane.pm1.abs() == 1).all()) for plane in planes):
+    if not all(_is_pm1(plane.pm1) for plane in planes):
         raise RefusalError(f"{path}: the binarizer gives weights other than -1 and +1 in evaluation mode; mend it")
     signs = torch.stack([plane.pm1 > 0 for plane in planes])
     if isinstance(layer, BinaryConv2d):

@@ -109,6 +109,23 @@ def test_pieces_of_the_lattice_join_without_losing_a_flip(monkeypatch):
         assert all(map(torch.equal, whole, parts))
 
 
+def test_a_coarse_and_a_fine_look_find_what_all_accumulators_show(monkeypatch):
+    torch.manual_seed(2)
+    norm = nn.BatchNorm2d(64).eval()
+    for values in (norm.weight.data, norm.bias.data, norm.running_mean):
+        values.normal_(0, 30)
+    bounds = Encode(torch.randn(2, 64, 1), torch.rand(2, 64) < 0.5)
+    steps = [Step(m, (2, 64, 3, 3)) for m in (affine(64, scale=0.013), norm, nn.PReLU(), bounds)]
+    for k in (1, 2, 9, 1000, 2305):
+        quick = thresholds_of(steps, k=k, channels=64)
+        with monkeypatch.context() as patched:
+            patched.setattr("bnnconvert.lower.folds.threshold._flips_once", lambda steps: False)
+            whole = thresholds_of(steps, k=k, channels=64)
+        assert quick is not None
+        assert whole is not None
+        assert all(map(torch.equal, quick, whole))
+
+
 def test_a_channel_that_flips_all_the_time_is_left_alone():
     many = Encode(torch.arange(-20.0, 20.0).reshape(1, 1, -1), torch.zeros(1, 1, dtype=torch.bool))
     assert thresholds_of([Step(m, (2, 3, 5, 5)) for m in (affine(3, scale=1.0), many)], k=K, channels=3) is None

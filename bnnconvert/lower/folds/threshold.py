@@ -4,12 +4,14 @@
 
 The accumulator of a row of K bits is one of the integers -K .. K. The student's own modules are run on all of them,
 for every channel, and the places where a bit flips become its thresholds: exact by construction, whatever the signs
-of scales and slopes, and whatever the rounding.
+of scales and slopes, and whatever the rounding. Where each module is monotone, as products with and sums of constants
+are in floating point as well, a coarse look and a fine one at the single flip find the same with fewer values.
 
 A max-pool may stand in the chain: for f non-decreasing, pool(f(acc)) = f(pool(acc)), so it moves onto the accumulator.
 Source: Umuroglu et al., FINN, FPGA 2017, arXiv:1612.07119, for the idea; evaluation replaces its closed formula.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,13 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from bnnconvert.graph import ACTIVATIONS, BATCH_NORMS, free_path, input_of, is_call_of, module_of, only_user
+from bnnconvert.graph import ACTIVATIONS, BATCH_NORMS, RELUS, free_path, input_of, is_call_of, module_of, only_user
 from bnnconvert.layers.operators import padding_threshold
 from bnnconvert.layers.packed import Affine, BinaryDot2d, BinaryDotLinear, Dot, Encode
+from bnnconvert.layers.rprelu import RPReLU
 from bnnconvert.layers.shift_batch_norm import ChannelAffine
 
 PER_CHANNEL = (*ACTIVATIONS, *BATCH_NORMS, ChannelAffine)
 POOLS = (nn.MaxPool1d, nn.MaxPool2d)
+MONOTONE = (Affine, *BATCH_NORMS, ChannelAffine, *RELUS, nn.Hardtanh, *POOLS)
+"""Modules whose outputs never turn back as a channel's input grows, whatever their parameters."""
 MAX_FLIPS = 16
 """A channel whose bit flips more often stays on the float path: it is noise, and costs more than it saves."""
 CHUNK = 2**22
@@ -124,26 +129,72 @@ def thresholds_of(steps: Sequence[Step], *, k: int, channels: int) -> tuple[Tens
 
     Shapes: thresholds (P, C, T) int32, start (P, C) bool.
     """
+    found = _single_flips(steps, k, channels) if _flips_once(steps) else _all_flips(steps, k, channels)
+    return None if found is None else _collect(*found)
+
+
+def _flips_once(steps: Sequence[Step]) -> bool:
+    """Whether a bit flips at most once along the accumulators: one threshold behind monotone modules."""
+    *before, encode = (step.module for step in steps)
+    assert isinstance(encode, Encode)
+    return encode.thresholds.shape[-1] == 1 and all(map(_is_monotone, before))
+
+
+def _is_monotone(module: nn.Module) -> bool:
+    if isinstance(module, nn.PReLU | RPReLU):
+        return bool(((module.weight if isinstance(module, nn.PReLU) else module.slope) >= 0).all())
+    return isinstance(module, MONOTONE) or (isinstance(module, nn.LeakyReLU) and module.negative_slope >= 0)
+
+
+def _single_flips(steps: Sequence[Step], k: int, channels: int) -> tuple[Tensor, Tensor] | None:
+    """Bits at -k, and the flips (plane, channel, value), of a chain that flips at most once in each."""
+    stride = max(1, math.isqrt(2 * k))
+    coarse = torch.cat([torch.arange(-k, k, stride), torch.tensor([k])])[:, None].expand(-1, channels)
+    bits = _evaluate(steps, coarse)
+    if bits is None:
+        return None
+    near, flips = _flips(bits, coarse, upper=False), []
+    for plane in range(len(bits)):
+        _, channel, low = near[:, near[0] == plane]
+        begin = torch.full((channels,), -k).index_put((channel,), low)
+        fine = (begin + torch.arange(stride + 1)[:, None]).clamp(max=k)
+        seen = _evaluate(steps, fine)
+        assert seen is not None, "a monotone chain is finite between finite values"
+        found = _flips(seen[plane, None], fine)
+        flips.append(torch.cat([torch.full_like(found[:1], plane), found[1:]]))
+    return bits[..., 0], torch.cat(flips, 1)
+
+
+def _all_flips(steps: Sequence[Step], k: int, channels: int) -> tuple[Tensor, Tensor] | None:
+    """Bits at -k, and the flips (plane, channel, value), in order of their values."""
     length = max(2, CHUNK // channels)
     start, flips = None, []
     for low in range(-k, k, length):  # neighbouring pieces share one value, so that no flip falls between them
-        values = torch.arange(low, min(low + length, k) + 1, dtype=torch.int32)
-        bits = _evaluate(steps, values, channels)
+        values = torch.arange(low, min(low + length, k) + 1)[:, None].expand(-1, channels)
+        bits = _evaluate(steps, values)
         if bits is None:
             return None
         start = bits[..., 0] if start is None else start
-        plane, channel, at = (bits[..., 1:] != bits[..., :-1]).nonzero(as_tuple=True)
-        flips.append(torch.stack([plane, channel, values[1:][at].long()]))
+        flips.append(_flips(bits, values))
     assert start is not None, "a row has at least one bit"
-    return _collect(start, torch.cat(flips, 1))
+    return start, torch.cat(flips, 1)
 
 
-def _evaluate(steps: Sequence[Step], values: Tensor, channels: int) -> Tensor | None:
-    """Bits of every plane and channel on accumulator `values`.
+def _flips(bits: Tensor, values: Tensor, *, upper: bool = True) -> Tensor:
+    """Where bits change: plane, channel and the value behind the change, or in front of it.
 
-    Shapes: (n,) -> (P, C, n).
+    Shapes: bits (P, C, n), values (n, C) -> (3, flips).
     """
-    x = values[:, None].expand(-1, channels)
+    plane, channel, at = (bits[..., 1:] != bits[..., :-1]).nonzero(as_tuple=True)
+    return torch.stack([plane, channel, values[at + upper, channel]])
+
+
+def _evaluate(steps: Sequence[Step], values: Tensor) -> Tensor | None:
+    """Bits of every plane and channel on accumulator `values`, each channel's own; None where one is not finite.
+
+    Shapes: (n, C) -> (P, C, n).
+    """
+    x, channels = values.int(), values.shape[1]
     with torch.no_grad():
         for step in steps:
             if isinstance(step.module, POOLS):
@@ -151,7 +202,7 @@ def _evaluate(steps: Sequence[Step], values: Tensor, channels: int) -> Tensor | 
                     return None
             else:
                 x = step.on_values(x)
-            if x.is_floating_point() and not x.isfinite().all():
+            if x.is_floating_point() and not all(side.isfinite() for side in torch.aminmax(x)):
                 return None
     return x.T.reshape(-1, channels, len(values))
 
