@@ -31,6 +31,7 @@ from torch.fx import GraphModule
 
 import bnnconvert
 from bnnconvert.errors import BnnError, RefusalError
+from bnnconvert.exporters.boundary import differing
 from bnnconvert.exporters.verify import verify
 from bnnconvert.graph import inner_graphs, inputs_inside
 from bnnconvert.report.table import Column, Table, number
@@ -137,6 +138,7 @@ def _let_nms_run() -> None:
 
 def try_model(name: str) -> dict[str, Any]:
     """What became of one model, with each recipe."""
+    imported = time.process_time()
     start = time.perf_counter()
     net, inputs = build(name)
     built = time.perf_counter() - start
@@ -146,6 +148,7 @@ def try_model(name: str) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": name,
         "parameters": sum(p.numel() for p in net.parameters()),
+        "import_s": imported,
         "build_s": built,
         "forward_s": time.perf_counter() - start,
     }
@@ -204,6 +207,7 @@ def _exported(student: bnnconvert.Student, inputs: tuple[Tensor, ...]) -> dict[s
         given = inputs_inside(student.model, inputs)
         wholes = {path: (part, given[path]) for path, part in inner_graphs(student.model) if path in given}
     found: dict[str, Any] = {"parts": len(wholes), "export_s": 0.0, "bytes": 0}
+    found |= {"samples": 0, "restless": 0, "uncompared": 0}
     differences, apart, unexplained = [], 0, 0
     with tempfile.TemporaryDirectory() as folder:
         for path, (graph, x) in wholes.items():
@@ -216,14 +220,34 @@ def _exported(student: bnnconvert.Student, inputs: tuple[Tensor, ...]) -> dict[s
             if not len(x[0]):  # nothing got there
                 x = tuple(map(torch.from_numpy, session.artifact.golden_inputs))
             compared = verify(graph, session, [x])
-            differing = compared.differing_samples + compared.engine_differing
+            apart_here = compared.differing_samples + compared.engine_differing
             apart, unexplained = (
-                apart + differing,
+                apart + apart_here,
                 unexplained + compared.unexplained_samples + compared.engine_unexplained,
             )
-            if not differing:
+            if not apart_here:
                 differences.append(_difference(graph, session, x))
+            restless = _restless(graph, x)
+            found["samples"] += len(x[0])
+            found["uncompared" if restless is None else "restless"] += len(x[0]) if restless is None else restless
     return found | {"difference": max(differences, default=0.0), "apart": apart, "unexplained": unexplained}
+
+
+def _restless(student: nn.Module, inputs: tuple[Tensor, ...]) -> int | None:
+    """Samples on which a student in float32 differs from the same student in float64; None where it has none.
+
+    What a session differs by more than that is its own doing, the rest is what float32 makes of such a network.
+    """
+    with torch.no_grad():
+        ours = [t.numpy() for t in _tensors(student(*inputs))]
+        try:
+            exact = _tensors(student.double()(*(x.double() if x.is_floating_point() else x for x in inputs)))
+        except (RuntimeError, MemoryError):  # code that asks for float32, or no room
+            return None
+        finally:
+            student.float()  # which gives the same weights again
+    differs, _ = differing(ours, [t.numpy() for t in exact])
+    return int(differs.sum())
 
 
 def _difference(student: nn.Module, session: bnnconvert.Session, inputs: tuple[Tensor, ...]) -> float:
@@ -312,19 +336,26 @@ def summary_of(rows: list[dict[str, Any]]) -> list[str]:
     agreeing = [f for f in exported if f["difference"] <= CLOSE and not f["apart"]]
     at_threshold = [f for f in exported if _is_at_threshold(f)]
     quick = [r for r in rows for f in (r.get(recipe, {}) for recipe in RECIPES)
-             if "convert_s" in f and f["convert_s"] <= 3 * r["build_s"] + r["forward_s"]]  # fmt: skip
+             if "convert_s" in f and f["convert_s"] <= 2 * (r["import_s"] + r["build_s"]) + r["forward_s"]]  # fmt: skip
     accounted = [f for f in converted if all(f["reasons"])]
     reasons: Counter[str] = sum((Counter(f["reasons"]) for f in converted), Counter())
     agree = f"{len(agreeing) / len(found):.1%} export and agree with the student to {CLOSE:g}"
     flips = f"{len(at_threshold) / len(found):.1%} but for samples with a value within rounding of a sign's threshold"
+    layers: Counter[str] = sum((Counter(f["layers"]) for f in converted), Counter())
+    counted = ("samples", "apart", "restless", "uncompared")
+    samples, apart, restless, uncompared = (sum(f[key] for f in exported) for key in counted)
     parts = f"{sum(f['parts'] > 1 for f in exported) / len(found):.1%} are exported in parts"
     return [
         f"{len(rows)} models with {len(RECIPES)} recipes each; {len(large)} more need more than 16 GB.",
         f"{len(converted) / len(found):.1%} convert, {sum('failure' in f for f in found)} end in an error.",
+        f"{layers.total():,} layers, {layers.total() - layers['float']:,} binary.",
         f"{len(accounted) / len(found):.1%} have every layer binary or float for a reason:",
         *(f"    {count:,} layers: {reason}" for reason, count in reasons.most_common()),
         f"{agree}, {flips}; {parts}.",
-        f"{len(quick) / len(found):.1%} convert within three times the construction plus one forward pass.",
+        f"{samples:,} samples: the file differs from the student in {apart:,}, the student in float64 in {restless:,}",
+        f"    (in {uncompared:,} there is no such student).",
+        f"{len(quick) / len(found):.1%} convert within three times the construction plus one forward pass,",
+        "    the start of the process counted with the construction and with the conversion.",
         f"Rungs: {dict(Counter(f['rung'] for f in converted))}.",
     ]
 

@@ -40,7 +40,9 @@ def dead_shares(graph: GraphModule, probe: tuple[Tensor, ...]) -> dict[str, floa
 
     A copy of the student runs in training mode, as its first training step will: batch norm by the batch.
     """
-    binarizers = (layer.input_binarizer for layer in graph.modules() if isinstance(layer, BinaryLayer))
+    binarizers = [layer.input_binarizer for layer in graph.modules() if isinstance(layer, BinaryLayer)]
+    if all(binarizer is None for binarizer in binarizers):  # signs of weights do not depend on a sample
+        return {}
     calibrated = {p for binarizer in binarizers if binarizer is not None for p in binarizer.parameters()}
     trial = copy_sharing(graph, (p for p in graph.parameters() if p not in calibrated)).train()
     dead: dict[str, float] = {}
