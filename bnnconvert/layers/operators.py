@@ -62,8 +62,8 @@ def unpack(weight: Tensor, k: int) -> Tensor:
     Shapes: (M, O, row_bytes) -> (M, O, K).
     """
     shifts = torch.arange(8, device=weight.device, dtype=torch.uint8)
-    bits = (weight.unsqueeze(-1) >> shifts) & 1
-    return bits.flatten(-2)[..., :k].float() * 2 - 1
+    bits = (weight.unsqueeze(-1) >> shifts).bitwise_and_(1)
+    return bits.flatten(-2)[..., :k].float().mul_(2).sub_(1)  # in place: these are the largest tensors of a program
 
 
 def unpack_filters(weight: Tensor, in_channels: int, kernel: Sequence[int], groups: int) -> Tensor:

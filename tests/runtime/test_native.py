@@ -389,6 +389,20 @@ def test_a_large_image_between_two_layers_is_made_in_bands(threads: int) -> None
     np.testing.assert_allclose(case.run(ISAS[0], threads), case.run(None), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.skipif(bool(HOST), reason="minutes under emulation")
+@pytest.mark.parametrize("signs", [False, True])
+def test_a_layer_whose_tile_is_chosen_by_some_of_its_filters_has_all_of_them(signs: bool) -> None:
+    filters, length = 4250, 2048  # 35 MB as floats
+    rows = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, filters, length // 8), np.uint8))
+
+    def function(x: Tensor, weight: Tensor) -> Tensor:
+        return operators.signed_linear(x, weight, length) if signs else F.linear(x, weight)
+
+    case = program_of(function, _image(3, length), rows if signs else _image(filters, length))
+    expected = case.run(None)
+    np.testing.assert_allclose(case.run(ISAS[0], 1), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
 @pytest.mark.skipif(bool(HOST), reason="runs in this process")
 def test_each_instruction_set_has_a_bound() -> None:
     assert all(native.peak(isa) > 0 for isa in ISAS)

@@ -177,7 +177,7 @@ void Conv::make_limits() {
     base_ = {};
 }
 
-void Conv::use(const ConvTile& tile) {
+void Conv::lay_out(const ConvTile& tile, size_t bytes) {
     tile_ = &tile;
     const int blocks = blocks_for(shape_.group_outputs()), q = tile.blocks;
     const int row = shape_.dot == Dot::signs ? words_for(shape_.elements()) : shape_.elements();
@@ -186,10 +186,15 @@ void Conv::use(const ConvTile& tile) {
         packed_elements_ = shape_.elements() / read_length() * words_for(read_length());
     block_groups_ = (blocks + q - 1) / q;
     const size_t filters = static_cast<size_t>(shape_.weight_planes) * shape_.groups;
-    packed_ = Array<uint32_t>(filters * block_groups_ * q * packed_elements_ * kLanes);
+    const size_t group_words = static_cast<size_t>(q) * packed_elements_ * kLanes;
+    const size_t fitting = std::max<size_t>(1, bytes / (group_words * sizeof(uint32_t)));
+    laid_out_ = filters > 1 ? block_groups_ : static_cast<int>(std::min<size_t>(fitting, block_groups_));
+    const int outputs = std::min(shape_.group_outputs(), laid_out_ * q * kLanes);
+    packed_ = {};  // first, as both may be large
+    packed_ = Array<uint32_t>(filters * laid_out_ * group_words);
     if (makes_rows_) scratch_ = Array<uint32_t>(static_cast<size_t>(2 * threads_) * 2 * tile.pixels * padded_outputs_);
     for (size_t f = 0; f < filters; f++)
-        for (int o = 0; o < shape_.group_outputs(); o++) {
+        for (int o = 0; o < outputs; o++) {
             const int block = o / kLanes;
             pack_row(&weights_.elements[(f * shape_.group_outputs() + o) * row],
                      &packed_[(f * block_groups_ + block / q) * q * packed_elements_ * kLanes + block % q * kLanes +

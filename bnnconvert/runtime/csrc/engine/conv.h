@@ -1,6 +1,7 @@
 // A convolution or linear layer as a step: geometry, weights laid out for a tile, border constants.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -33,16 +34,20 @@ class Conv {
 
     // Lay the weights out for one of the tiles that fit; the first to begin with.
     const std::vector<const ConvTile*>& tiles() const { return fitting_; }
-    void use(const ConvTile& tile);
+    void use(const ConvTile& tile) { lay_out(tile, SIZE_MAX); }
+    // The same for a look at a tile: of very many weights only the first filters, which `run_first` then runs alone.
+    void look_at(const ConvTile& tile) { lay_out(tile, kLookBytes); }
     // The tile stays as it is from now on.
     void keep_tile() { weights_ = {}; }
     const ConvTile& tile() const { return *tile_; }
 
     void run(int samples, Pool& pool);
-    // The first pixels alone, in the calling thread.
+    // The first pixels alone, of the filters that are laid out, in the calling thread.
     void run_first(int64_t pixels) {
-        makes_rows_ ? accumulate_rows(0, pixels, scratch_.data()) : run_part(0, pixels, 0, block_groups_, {});
+        makes_rows_ ? accumulate_rows(0, pixels, scratch_.data()) : run_part(0, pixels, 0, laid_out_, {});
     }
+    // Filters, as a multiple of those that are laid out.
+    double filters_per_look() const { return static_cast<double>(block_groups_) / laid_out_; }
     // Pixels [begin, end) of all samples; what the chain stores is moved by the shift.
     void run_pixels(int64_t begin, int64_t end, const Place& shift) const {
         run_part(begin, end, 0, block_groups_, shift);
@@ -53,6 +58,9 @@ class Conv {
   private:
     struct Source;
 
+    static constexpr size_t kLookBytes = size_t{32} << 20;  // more than a core's caches hold, as all the weights are
+
+    void lay_out(const ConvTile& tile, size_t bytes);
     void make_runs();
     void make_byte_base();
     void make_classes();
@@ -86,6 +94,7 @@ class Conv {
     const ConvTile* tile_ = nullptr;
     Array<uint32_t> packed_;        // [weight plane][group][block group][k][Q][16]
     int block_groups_ = 0;          // of one group
+    int laid_out_ = 0;              // of those
     int packed_elements_ = 0;       // of a filter
     std::vector<int32_t> runs_;
     int run_length_ = 0;

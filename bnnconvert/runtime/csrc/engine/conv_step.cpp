@@ -87,7 +87,7 @@ class ConvStep : public BandStep {
     static constexpr double kLook = 100e-6;  // seconds: of a longer layer only the first pixels are timed
 
     double timed(const ConvTile& tile, int64_t pixels) {
-        conv_.use(tile);
+        conv_.look_at(tile);
         double least = 0;
         for (int i = 0; i < 2; i++) {
             const double start = now();
@@ -95,7 +95,7 @@ class ConvStep : public BandStep {
             const double took = now() - start;
             if (i == 0 || took < least) least = took;
         }
-        return least;
+        return least * conv_.filters_per_look();
     }
 
     const ConvTile* fastest() {
