@@ -47,13 +47,20 @@ SIGNS = program_of(
     torch.randn(2, 9, 20),
     torch.randn(24, 20),
 )
+MOVES = program_of(
+    lambda x, w: F.conv2d(F.conv2d(x, w, padding=1).unflatten(1, (4, 5)).transpose(1, 2).flatten(1, 2), w, padding=1),
+    torch.randn(2, 20, 5, 7),
+    torch.randn(20, 20, 3, 3),
+)
 MOST = 2**22
 """Elements that a test sends in or takes out."""
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(
-    case=st.one_of(binary_networks(), int8_networks(), masked_networks(), st.sampled_from([FLOATS, TOKENS, SIGNS])),
+    case=st.one_of(
+        binary_networks(), int8_networks(), masked_networks(), st.sampled_from([FLOATS, TOKENS, SIGNS, MOVES])
+    ),
     place=st.integers(0, 10**6),
     value=st.sampled_from(VALUES),
     data=st.data(),

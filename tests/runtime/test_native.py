@@ -242,6 +242,13 @@ FUNCTIONS: dict[str, list[tuple[Callable[..., Tensor], Tensor, list[Tensor]]]] =
     "aten.cat.default": [
         (lambda x: torch.cat([x, F.relu(x), x * 2], 1), X, []),
         (lambda x, w: torch.cat([x, F.linear(x, w)], -1), TOKENS, [_image(9, 20)]),
+        (lambda x: torch.cat([x, F.relu(x), x[:, :, :2]], 2), X, []),
+        (lambda x, w: F.conv2d(torch.cat([x, x * 2], 3), w, padding=1), X, [_image(4, 20, 3, 3)]),
+        (lambda x, w: F.linear(torch.cat([x[:, 3:], x], 1), w), TOKENS, [_image(9, 20)]),
+    ],
+    "aten.stack.default": [
+        (lambda x, w: torch.stack([F.linear(x, w), F.linear(x, w * 2), x[:, :20]], 1), ROW, [_image(20, 37)]),
+        (lambda x: torch.stack([F.relu(x), x], 2), ROW, []),
     ],
     "aten.concat.default": [(lambda x: torch.concat([F.relu(x), x], 1), X[:, :3].contiguous(), [])],
 }
@@ -258,6 +265,42 @@ NODES: dict[str, list[tuple[Tensor, dict[str, Argument], tuple[int, ...]]]] = {
     "aten.view.default": [(X, {"size": (Batch(batch=1), 10, 2, 63)}, (10, 2, 63))],
 }
 """Operators that the tracer turns into others: arguments but for the first, and the shape that comes out."""
+
+
+def _shuffled(x: Tensor, groups: int) -> Tensor:
+    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+
+
+def _cell(x: Tensor, weight: Tensor) -> Tensor:
+    """A recurrent layer with gates, its steps one after another."""
+    h, made = x[:, 0, :5], []
+    for step in F.linear(x, weight).unbind(1):
+        i, f, g = (step + F.linear(h, weight[:, :5])).chunk(3, 1)
+        h = f.sigmoid() * h + i.sigmoid() * g.tanh()
+        made.append(h)
+    return torch.stack(made, 1)
+
+
+MOVES: list[tuple[Callable[..., Tensor], Tensor, list[Tensor]]] = [
+    (lambda x, w: F.conv2d(_shuffled(F.conv2d(x, w, padding=1), 4), w, padding=1), X, [_image(20, 20, 3, 3)]),
+    (lambda x: F.relu(x)[:, 3] + x[:, -1], X, []),
+    (lambda x: F.relu(x)[:, :, 1::2, 1:].exp(), X, []),
+    (lambda x, w: F.max_pool2d(F.conv2d(x, w, padding=1).transpose(2, 3), 3, 1, 1), X, [_image(33, 20, 3, 3)]),
+    (lambda x, w: F.relu(F.linear(x, w).transpose(1, 2)).flatten(1), TOKENS, [_image(9, 20)]),
+    (_cell, TOKENS, [_image(15, 20)]),
+]
+"""Functions of which some step reads numbers in another order than they lie in."""
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("number", range(len(MOVES)))
+@pytest.mark.parametrize("threads", [1, 3])
+def test_numbers_are_moved_inside_the_engine(number: int, isa: str, threads: int) -> None:
+    function, x, tensors = MOVES[number]
+    case = program_of(function, x, *tensors)
+    parts, reasons = parts_of(case.program, case.tensors)
+    assert len(parts) == 1, reasons
+    _agree(case, isa, threads)
 
 
 def test_every_float_operator_has_a_case() -> None:

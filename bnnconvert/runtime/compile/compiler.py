@@ -5,13 +5,14 @@ what the chain holds last. So a residual block is one step: convolution, batch n
 bits of the next layer, in one pass over memory.
 """
 
-from collections import Counter
+import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from bnnconvert.artifact.schema import Array
-from bnnconvert.runtime.compile.made import Made, NotNative, View
+from bnnconvert.runtime.compile.made import Made, NotNative, Places, View, runs_of
 from bnnconvert.runtime.compile.order import read_as_tokens
 from bnnconvert.runtime.compile.plan import (
     LANES,
@@ -40,6 +41,8 @@ class Compiler:
         """Every value and tensor of the program, of which `compile` takes a part."""
         self.steps: list[Step] = []
         self.made: dict[str, Made] = {}
+        self.names: defaultdict[Made, list[str]] = defaultdict(list)
+        """Of each value; another shape or order of axes is a value of its own."""
         self.top: dict[Step, Made] = {}
         """What each step's chain holds last."""
         self.uses: Counter[str] = Counter()
@@ -49,6 +52,8 @@ class Compiler:
         self.at = -1
         """Number of the node that is being handled."""
         self.layer = ""
+        self.as_tokens: set[str] = set()
+        """Values of which some node reads the last axis as channels."""
         self.bare: list[tuple[Image, int]] = []
         """Images that may have no halo, and the number of the node that says so."""
 
@@ -57,7 +62,7 @@ class Compiler:
     def value(self, argument: Argument) -> Made:
         """An argument that is a value or a tensor of the file."""
         if isinstance(argument, Value):
-            self._require_place(self.made[argument.value])
+            self._give_place(self.made[argument.value], argument.value)
             return self.made[argument.value]
         if isinstance(argument, Constant):
             tensor = self.tensors[argument.tensor]
@@ -115,22 +120,47 @@ class Compiler:
     def stored(self, made: Made) -> Image:
         """The image that holds a value, made now if there is none."""
         if made.image is None:
-            self._require_place(made)
+            self._give_place(made)
+        if made.image is None:
             if made.step is None or self.top[made.step] is not made:
                 raise NotNative("a constant is used as a value")
             made.image = Image(Kind.FLOATS, made.channels, *made.size)
             made.step.chain.append(Op(Code.STORE, made.image))
         return made.image
 
-    def _require_place(self, made: Made) -> None:
-        """Refuse a value that is only a view: what moved the numbers is at fault, not what reads them."""
-        if made.view is not None:
-            self.at = made.view.maker
-            raise NotNative("its numbers are read in another order than they lie in")
+    def _give_place(self, made: Made, name: str = "") -> None:
+        """Let a value that is only a view have its numbers to itself, in the order in which they are read."""
+        view = made.view
+        if view is None:
+            return
+        try:
+            self.join(made, name, [(view, np.arange(math.prod(made.shape), dtype=np.int32))])
+        except NotNative:
+            self.at = view.maker  # what moved the numbers is at fault, not what reads them
+            raise
+
+    def join(self, made: Made, name: str, parts: Sequence[tuple[View, Places]]) -> None:
+        """Let a value be made of numbers of others, each with its places in the value.
+
+        Its channels come last where it is read so, else where they do in the order that takes the fewest moves.
+        """
+        sides = [True] if name in self.as_tokens else [False, True][: len(made.shape)]
+        moves = [(part, part.of_one_sample().reshape(-1), places) for part, places in parts]
+        found = []
+        for tokens in sides:
+            trial = Made(made.shape, tokens=tokens)
+            image = Image(Kind.FLOATS, trial.channels, *trial.size)
+            lies = View.of(trial, self.at).places[0].reshape(-1)
+            runs = [(part.base, runs_of(source, lies[places.reshape(-1)])) for part, source, places in moves]
+            found.append((sum(len(numbers) for _, numbers in runs), tokens, image, runs))
+        _, made.tokens, made.image, runs = min(found, key=lambda one: one[0])
+        made.view = None
+        for base, numbers in runs:
+            self.steps.append(Step(StepKind.MOVE, self.layer, input=self.stored(base), output=made.image, runs=numbers))
 
     def is_used_later(self, made: Made) -> bool:
         """Whether nodes that are still to come read it."""
-        return any(m is made and self.uses[name] > 0 for name, m in self.made.items())
+        return any(self.uses[name] > 0 for name in self.names[made])
 
     def is_fresh(self, made: Made, step: Step) -> bool:
         """Whether a value is a binary layer's accumulators, in whole blocks, and nothing else needs them."""
@@ -179,12 +209,12 @@ class Compiler:
                 x = node.arguments["x"]
                 assert isinstance(x, Value)
                 encoders.setdefault(x.value, []).append(node)
-        as_tokens = read_as_tokens(nodes, self.specs)
+        self.as_tokens = read_as_tokens(nodes, self.specs)
         for name in inputs:
-            made = Made(self.specs[name].sized(1)[1:], tokens=name in as_tokens)
+            made = Made(self.specs[name].sized(1)[1:], tokens=name in self.as_tokens)
             made.image = Image(Kind.FLOATS, made.channels, *made.size)
             self.steps.append(Step(StepKind.INPUT, name, output=made.image, tokens=made.tokens))
-            self.made[name] = made
+            self._call(made, name)
         # Bits are taken as soon as there is the number that they are the sign of, while its chain still holds it.
         ready = [node for name in inputs for node in encoders.get(name, ())]
         for node in nodes:
@@ -214,7 +244,11 @@ class Compiler:
         for spec, made in zip(node.outputs, found if isinstance(found, list) else [found], strict=True):
             if made.constant is None and made.view is None and made.shape != spec.sized(1)[1:]:
                 raise NotNative(f"it declares the shape {spec.sized(1)} and gives {(1, *made.shape)}")
-            self.made[spec.name] = made
+            self._call(made, spec.name)
+
+    def _call(self, made: Made, name: str) -> None:
+        self.made[name] = made
+        self.names[made].append(name)
 
 
 Handler = Callable[[Compiler, Node], Made | list[Made]]

@@ -116,6 +116,29 @@ class View:
         shapes = [spec.sized(SAMPLES) for spec in node.outputs]
         return [View(self.base, places, maker) for places in _moved(node, self.places, shapes)]
 
+    @staticmethod
+    def beside(views: "list[View]", axis: int) -> "list[Places]":
+        """Where the numbers of each view stand in a value in which they lie one after another along an axis.
+
+        Shapes: those of the views, without the samples; axis counts them.
+        """
+        sizes = [view.places.shape[axis] for view in views]
+        shape = list(views[0].places.shape[1:])
+        shape[axis - 1] = sum(sizes)
+        whole = np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
+        return np.split(whole, np.cumsum(sizes)[:-1], axis - 1)
+
+    def of_one_sample(self) -> Places:
+        """Places of the first sample's numbers in its part of the base's image.
+
+        Raises: NotNative where numbers of several samples are mixed.
+        """
+        first: Places = self.places[0]
+        size = math.prod(self.base.shape)
+        if any(not np.array_equal(places, first + sample * size) for sample, places in enumerate(self.places)):
+            raise NotNative("an order of numbers mixes the samples")
+        return first
+
     def settled(self) -> Made:
         """The value: one of the base's image, if all its numbers lie as they would there."""
         base, shape = self.base, self.places.shape[1:]
@@ -125,6 +148,14 @@ class View:
                 if made.channels == base.channels and np.array_equal(View.of(made, 0).places, self.places):
                     return made.lying(base.size)
         return Made(tuple(shape), view=self)
+
+
+def runs_of(source: Places, target: Places) -> Places:
+    """Runs (from, to, how many) of neighbours that stay neighbours. Shapes: both alike -> (runs, 3)."""
+    order = np.argsort(target, axis=None, kind="stable")
+    source, target = source.reshape(-1)[order], target.reshape(-1)[order]
+    begins = np.flatnonzero(np.concatenate([[True], (np.diff(source) != 1) | (np.diff(target) != 1)]))
+    return np.stack([source[begins], target[begins], np.diff(begins, append=source.size)], 1).astype(np.int32)
 
 
 def _moved(node: Node, places: Places, shapes: list[tuple[int, ...]]) -> list[Places]:

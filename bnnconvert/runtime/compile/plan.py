@@ -67,6 +67,7 @@ class StepKind(IntEnum):
     MASKED = 8
     NORMALIZE = 9
     ATTENTION = 10
+    MOVE = 11
 
 
 class Dot(IntEnum):
@@ -186,6 +187,8 @@ class Step:
     sizes: tuple[int, int] = (0, 0)
     """Of a head's queries and keys, and of its values."""
     signs: Signs = Signs.NONE
+    runs: Array | None = None
+    """What a move copies, in numbers of a sample, its pixels one after another: from, to, how many."""
     weights: Array | None = None
     scale: Array | None = None
     bias: Array | None = None

@@ -90,6 +90,10 @@ class _Writer:
                     self.integers(step.logarithm)
                 if step.kind == StepKind.NORMALIZE:
                     self.reals(step.factor)
+            case StepKind.MOVE:
+                self.image(step.input)
+                self.image(step.output)
+                self.blob(step.runs)
             case StepKind.POOL_BITS:
                 self.image(step.input)
                 self.geometry(step)

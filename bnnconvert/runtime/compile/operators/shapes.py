@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
 
 from bnnconvert.runtime.compile.compiler import Compiler, Handler, number
-from bnnconvert.runtime.compile.made import Made, NotNative
+from bnnconvert.runtime.compile.made import Made, NotNative, View
 from bnnconvert.runtime.compile.order import axes_after
 from bnnconvert.runtime.compile.plan import Code, Image, Kind, Op, Step, StepKind
 from bnnconvert.values.program import Argument, Node, Value
@@ -87,20 +90,42 @@ def _names(wanted: Sequence[Argument], declared: Sequence[Argument]) -> bool:
 
 
 def cat(c: Compiler, node: Node) -> Made:
-    """Values side by side on the channel axis."""
-    parts = node.arguments["tensors"]
-    assert isinstance(parts, tuple)
+    """Values side by side: on the channel axis as each is made, else by moving them."""
+    parts, axis = _operands(node)
+    sources = [c.made[part.value] if isinstance(part, Value) else c.value(part) for part in parts]
+    if any(x.constant is not None for x in sources):
+        raise NotNative("a constant is put beside values")
+    if any(x.view is not None or axis != x.axis or _placed(x) != _placed(sources[0]) for x in sources):
+        return _joined(c, node, [c.view(part) for part in parts], axis)
     operands = [c.value(argument) for argument in parts]
     first = operands[0]
-    axis = int(number(node.arguments.get("dim", 0))) % (len(first.shape) + 1)
-    alike = all(x.constant is None and _placed(x) == _placed(first) for x in operands)
-    if axis != first.axis or not alike:
-        raise NotNative("a concatenation along another axis than the channels")
     made = first.of_channels(sum(x.channels for x in operands))
     made.image, channel = Image(Kind.FLOATS, made.channels, *made.size), 0
     for x in operands:
         c.ending_with(x).chain.append(Op(Code.STORE, made.image, channel=channel))
         channel += x.channels
+    return made
+
+
+def stack(c: Compiler, node: Node) -> Made:
+    """Values on a new axis."""
+    parts, axis = _operands(node)
+    views = [c.view(part) for part in parts]
+    return _joined(c, node, [replace(view, places=np.expand_dims(view.places, axis)) for view in views], axis)
+
+
+def _operands(node: Node) -> tuple[tuple[Argument, ...], int]:
+    """What is put beside each other, and along which axis of the result."""
+    parts = node.arguments["tensors"]
+    assert isinstance(parts, tuple)
+    return parts, int(number(node.arguments.get("dim", 0))) % len(node.outputs[0].shape)
+
+
+def _joined(c: Compiler, node: Node, views: list[View], axis: int) -> Made:
+    if axis == 0:
+        raise NotNative("samples are put beside each other")
+    made = Made(node.outputs[0].sized(1)[1:])
+    c.join(made, node.outputs[0].name, list(zip(views, View.beside(views, axis), strict=True)))
     return made
 
 

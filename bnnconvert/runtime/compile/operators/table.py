@@ -23,7 +23,7 @@ from bnnconvert.runtime.compile.operators.products import (
     signed_conv2d,
     signed_linear,
 )
-from bnnconvert.runtime.compile.operators.shapes import cat, moving, reordered, reshape, same
+from bnnconvert.runtime.compile.operators.shapes import cat, moving, reordered, reshape, same, stack
 from bnnconvert.runtime.compile.plan import Code, Reduce
 
 HANDLERS: Mapping[str, Handler] = {
@@ -100,5 +100,6 @@ HANDLERS: Mapping[str, Handler] = {
     "aten.log_softmax.int": softmax(logarithm=True),
     "aten.cat.default": cat,
     "aten.concat.default": cat,
+    "aten.stack.default": stack,
 }
 """Operators that the engine runs."""

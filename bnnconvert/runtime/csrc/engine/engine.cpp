@@ -135,6 +135,7 @@ std::unique_ptr<Step> Engine::make_step(const StepSpec& step, const Build& build
         case StepKind::masked: return make_masked(step, build);
         case StepKind::pool_bits: return make_pool_bits(step, build);
         case StepKind::copy: return make_copy(step, build);
+        case StepKind::move: return make_move(step, build);
     }
     return nullptr;
 }

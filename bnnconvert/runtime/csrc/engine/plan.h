@@ -52,12 +52,14 @@ struct ChainSpec {
     Blob a, b, start;
 };
 
-enum class StepKind : uint8_t { input, conv, window, map, softmax, pool_bits, copy, output, masked, normalize, attention };
+enum class StepKind : uint8_t { input, conv, window, map, softmax, pool_bits, copy, output, masked, normalize, attention, move };
 
 // Heads side by side in the channels of an image: of head h those from offset + h stride on.
 struct HeadsSpec {
     int image = -1, offset = 0, stride = 0;
 };
+
+constexpr int64_t kRunBytes = 3 * sizeof(int32_t);  // of a move
 
 struct StepSpec {
     StepKind kind;
@@ -66,6 +68,7 @@ struct StepSpec {
     HeadsSpec operands[3];        // queries, keys, values
     int heads = 0, head_size = 0, value_size = 0;
     Signs signs{};                // which products of attention are of signs
+    Blob runs;                    // of a move: from, to, how many; numbers of a sample, halos not counted
     int height = 0, width = 0;    // of the positions that the chain runs over
     int channels = 0;             // that it runs over
     ConvShape conv{};

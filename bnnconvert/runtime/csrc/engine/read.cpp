@@ -91,7 +91,7 @@ class StepReader {
     StepReader(Words& words, const Plan& plan) : words_(words), plan_(plan) {}
 
     StepSpec read() {
-        step_.kind = static_cast<StepKind>(words_.number(0, static_cast<int>(StepKind::attention), "the kind of a step"));
+        step_.kind = static_cast<StepKind>(words_.number(0, static_cast<int>(StepKind::move), "the kind of a step"));
         step_.name = words_.text();
         switch (step_.kind) {
             case StepKind::input:
@@ -107,6 +107,7 @@ class StepReader {
             case StepKind::attention: read_attention(); break;
             case StepKind::pool_bits: read_pool_bits(); break;
             case StepKind::copy: read_copy(); break;
+            case StepKind::move: read_move(); break;
             case StepKind::masked: read_masked(); break;
         }
         const bool makes_tiles = step_.kind == StepKind::conv || step_.kind == StepKind::masked ||
@@ -314,6 +315,22 @@ class StepReader {
         const ImageSpec &from = spec(step_.input), &to = spec(step_.output);
         require(int64_t{from.channels} * from.height * from.width == int64_t{to.channels} * to.height * to.width,
                 "it copies to another number of elements");
+    }
+
+    void read_move() {
+        step_.input = image(Kind::floats), step_.output = image(Kind::floats);
+        const auto numbers = [](const ImageSpec& image) { return int64_t{image.channels} * image.height * image.width; };
+        const int64_t from = numbers(spec(step_.input)), to = numbers(spec(step_.output));
+        step_.runs = words_.blob(-1, "a run");
+        require(step_.input != step_.output, "it moves numbers within an image");
+        require(step_.runs.bytes % kRunBytes == 0, "its runs are not whole");
+        for (int64_t i = 0; i < step_.runs.bytes / kRunBytes; i++) {
+            int32_t run[3];
+            std::memcpy(run, step_.runs.data + i * kRunBytes, kRunBytes);
+            require(run[0] >= 0 && run[1] >= 0 && run[2] >= 1 && run[0] + int64_t{run[2]} <= from &&
+                        run[1] + int64_t{run[2]} <= to,
+                    "a run leaves its image");
+        }
     }
 
     void check_same(const ImageSpec& image, int channels) const {

@@ -1,6 +1,8 @@
 // Steps without a tile: the way in and out, softmax, normalization, pools of bits, copies into another order.
 #include <algorithm>
 #include <cstring>
+#include <utility>
+#include <vector>
 
 #include "engine/steps.h"
 #include "engine/walk.h"
@@ -172,6 +174,65 @@ class Copy : public Step {
     Image input_, output_;
 };
 
+// Some numbers of an image to other places in another, run by run.
+class Move : public Step {
+  public:
+    Move(const StepSpec& step, const Build& build)
+        : input_(build.image(step.input)), output_(build.image(step.output)) {
+        const ImageSpec &from = build.spec(step.input), &to = build.spec(step.output);
+        const int32_t* run = step.runs.as<int32_t>();
+        for (int64_t i = 0; i < step.runs.bytes / kRunBytes; i++, run += 3) {
+            // Rows are whole in memory, between them lies a halo.
+            for (int32_t done = 0; done < run[2];) {
+                const auto [source, left] = place(from, run[0] + done);
+                const auto [target, room] = place(to, run[1] + done);
+                const int64_t count = std::min({left, room, int64_t{run[2]} - done});
+                const bool continues = !runs_.empty() && runs_.back().from + runs_.back().count == source &&
+                                       runs_.back().to + runs_.back().count == target;
+                if (continues)
+                    runs_.back().count += count;
+                else
+                    runs_.push_back({source, target, count});
+                done += static_cast<int32_t>(count);
+            }
+        }
+    }
+
+    const char* kernel() const override { return "move"; }
+
+    void run(int samples, Pool& pool) override {
+        const auto runs = static_cast<int64_t>(runs_.size());
+        const int64_t parts = is_parallel ? std::clamp<int64_t>(runs / kRunsPerPart, 1, pool.threads()) : 1;
+        share_rows(samples * parts, is_parallel, pool, [&](int64_t row) {
+            const int64_t sample = row / parts, part = row % parts;
+            const uint32_t* from = input_.data + sample * input_.sample;
+            uint32_t* to = output_.data + sample * output_.sample;
+            for (int64_t i = runs * part / parts; i < runs * (part + 1) / parts; i++) {
+                const Run& r = runs_[static_cast<size_t>(i)];
+                if (r.count == 1)
+                    to[r.to] = from[r.from];
+                else
+                    std::memcpy(to + r.to, from + r.from, sizeof(uint32_t) * static_cast<size_t>(r.count));
+            }
+        });
+    }
+
+  private:
+    struct Run {
+        int64_t from, to, count;
+    };
+    static constexpr int64_t kRunsPerPart = 256;
+
+    // Where a number lies behind the first of its sample, and how many follow to the end of its row.
+    static std::pair<int64_t, int64_t> place(const ImageSpec& image, int64_t number) {
+        const int64_t row = int64_t{image.width} * image.channels;
+        return {number / row * image.row() + number % row, row - number % row};
+    }
+
+    Image input_, output_;
+    std::vector<Run> runs_;
+};
+
 }  // namespace
 
 std::unique_ptr<Step> make_input(const StepSpec& step, const Build& build, int number) {
@@ -188,6 +249,10 @@ std::unique_ptr<Step> make_pixel_step(const StepSpec& step, const Build& build) 
 
 std::unique_ptr<Step> make_pool_bits(const StepSpec& step, const Build& build) {
     return std::make_unique<PoolBits>(step, build);
+}
+
+std::unique_ptr<Step> make_move(const StepSpec& step, const Build& build) {
+    return std::make_unique<Move>(step, build);
 }
 
 std::unique_ptr<Step> make_copy(const StepSpec& step, const Build& build) {
