@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from bnnconvert.artifact.schema import Array
 from bnnconvert.runtime.compile.compiler import Compiler
-from bnnconvert.runtime.compile.made import NotNative
 from bnnconvert.runtime.compile.operators.table import HANDLERS
+from bnnconvert.runtime.compile.plan import NotNative
 from bnnconvert.runtime.compile.write import plan_bytes
 from bnnconvert.values.program import Node, Program
 

@@ -93,6 +93,7 @@ X = _image(2, 20, 9, 7)
 ROW = _image(3, 37)
 LINE = _image(2, 20, 19)
 C = torch.linspace(-1.5, 1.5, 20)
+VOLUME = _image(2, 20, 3, 4, 5)
 TOKENS, GRID = _image(2, 13, 20), _image(2, 5, 6, 20)
 
 
@@ -250,6 +251,25 @@ FUNCTIONS: dict[str, list[tuple[Callable[..., Tensor], Tensor, list[Tensor]]]] =
         (lambda x, w: torch.stack([F.linear(x, w), F.linear(x, w * 2), x[:, :20]], 1), ROW, [_image(20, 37)]),
         (lambda x: torch.stack([F.relu(x), x], 2), ROW, []),
     ],
+    "aten.narrow.default": [(lambda x: F.relu(x).narrow(2, -5, 4), X, [])],
+    "aten.split.sizes": [(lambda x: F.relu(torch.ops.aten.split.sizes(x, [3, 17], 1)[1]), X, [])],
+    "aten.split_with_sizes.default": [(lambda x: F.relu(torch.ops.aten.split_with_sizes(x, [3, 4], 3)[1]), X, [])],
+    "aten.expand.default": [(lambda x: F.relu(x[:, :1]).expand(-1, 20, -1, -1).exp(), X, [])],
+    "aten.repeat.default": [(lambda x: F.relu(x).repeat(1, 2, 1, 3).exp(), X, [])],
+    "aten.movedim.int": [(lambda x: F.relu(x).movedim(1, 3).exp(), X, [])],
+    "aten.movedim.intlist": [(lambda x: F.relu(x).movedim((2, 3), (1, 2)).exp(), X, [])],
+    "aten.flip.default": [(lambda x: F.relu(x).flip(1, -1).exp(), X, [])],
+    "aten.roll.default": [(lambda x: F.relu(x).roll((2, -3), (2, 3)).exp(), X, [])],
+    "aten.channel_shuffle.default": [(lambda x: F.channel_shuffle(F.relu(x), 5).exp(), X, [])],
+    "aten.pixel_shuffle.default": [(lambda x: F.pixel_shuffle(F.relu(x), 2).exp(), X, [])],
+    "aten.pixel_unshuffle.default": [(lambda x: F.pixel_unshuffle(F.relu(x), 3).exp(), X[..., :6].contiguous(), [])],
+    "aten.upsample_nearest1d.vec": [(lambda x: F.interpolate(F.relu(x), scale_factor=3).exp(), LINE, [])],
+    "aten.upsample_nearest2d.vec": [
+        (lambda x, w: F.conv2d(F.interpolate(F.relu(x), size=(18, 21)), w, padding=1), X, [_image(4, 20, 3, 3)])
+    ],
+    "aten.rsub.Scalar": [(lambda x: 1 - F.relu(x), X, [])],
+    "aten.adaptive_avg_pool1d.default": [(lambda x: F.adaptive_avg_pool1d(F.relu(x), 1), LINE, [])],
+    "aten.adaptive_avg_pool3d.default": [(lambda x: F.adaptive_avg_pool3d(F.relu(x), 1), VOLUME, [])],
     "aten.concat.default": [(lambda x: torch.concat([F.relu(x), x], 1), X[:, :3].contiguous(), [])],
 }
 
@@ -287,6 +307,11 @@ MOVES: list[tuple[Callable[..., Tensor], Tensor, list[Tensor]]] = [
     (lambda x: F.relu(x)[:, :, 1::2, 1:].exp(), X, []),
     (lambda x, w: F.max_pool2d(F.conv2d(x, w, padding=1).transpose(2, 3), 3, 1, 1), X, [_image(33, 20, 3, 3)]),
     (lambda x, w: F.relu(F.linear(x, w).transpose(1, 2)).flatten(1), TOKENS, [_image(9, 20)]),
+    (lambda x, w: F.conv1d(F.linear(x, w), w[:, :13, None], padding=1), TOKENS, [_image(9, 20)]),
+    (lambda x, w: F.layer_norm(F.conv2d(x, w, padding=1), (7,)) + x[:, :4], X, [_image(4, 20, 3, 3)]),
+    (lambda x, c: F.batch_norm(F.relu(x[:, 1:].movedim(1, 2)), c, c.square() + 1), TOKENS, [C]),
+    (lambda x, c: F.linear(x, c[:12].view(3, 4).flip(0).repeat(1, 5)), TOKENS, [C]),
+    (lambda x: F.relu(x).transpose(1, 2)[:, :, ::2].exp() + 1, VOLUME, []),
     (_cell, TOKENS, [_image(15, 20)]),
 ]
 """Functions of which some step reads numbers in another order than they lie in."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from bnnconvert.artifact.schema import Array
-from bnnconvert.runtime.compile.made import Made, NotNative, Places, View, runs_of
+from bnnconvert.runtime.compile.made import SAMPLES, Made, Places, View, runs_of
 from bnnconvert.runtime.compile.order import read_as_tokens
 from bnnconvert.runtime.compile.plan import (
     LANES,
@@ -22,6 +22,7 @@ from bnnconvert.runtime.compile.plan import (
     Geometry,
     Image,
     Kind,
+    NotNative,
     Op,
     Plan,
     Step,
@@ -76,6 +77,24 @@ class Compiler:
             return made.view
         self.stored(made)
         return View.of(made, self.at)
+
+    def lying_like(self, made: Made, order: Made) -> Made:
+        """The same value where it lies as another one, of its shape, does; it is moved where it does not."""
+        if made.tokens == order.tokens and made.size == order.size:
+            return made
+        self.stored(made)
+        after = Made(made.shape)
+        self.join(after, [(View.of(made, self.at), all_of(made))], [order])
+        return after
+
+    def with_channels(self, made: Made, *, last: bool) -> Made:
+        """The same value with its channels on the last axis, as of tokens, or on the first behind the samples."""
+        wanted = last and len(made.shape) > 1
+        return made if made.tokens == wanted else self.lying_like(made, Made(made.shape, tokens=wanted))
+
+    def as_grid(self, made: Made) -> Made:
+        """The same value as an image over which windows move."""
+        return self.lying_like(made, Made(made.shape))
 
     def tensor(self, argument: Argument) -> Array | None:
         """An argument that must be known now; None for None."""
@@ -134,27 +153,26 @@ class Compiler:
         if view is None:
             return
         try:
-            self.join(made, name, [(view, np.arange(math.prod(made.shape), dtype=np.int32))])
+            sides = [True] if name in self.as_tokens else [False, True][: len(made.shape)]
+            self.join(made, [(view, all_of(made))], [Made(made.shape, tokens=side) for side in sides])
         except NotNative:
             self.at = view.maker  # what moved the numbers is at fault, not what reads them
             raise
 
-    def join(self, made: Made, name: str, parts: Sequence[tuple[View, Places]]) -> None:
-        """Let a value be made of numbers of others, each with its places in the value.
+    def join(self, made: Made, parts: Sequence[tuple[View, Places]], orders: Sequence[Made]) -> None:
+        """Let a value be made of numbers of others, each with its places in the value, by the fewest moves.
 
-        Its channels come last where it is read so, else where they do in the order that takes the fewest moves.
+        `orders` are values that lie as it may.
         """
-        sides = [True] if name in self.as_tokens else [False, True][: len(made.shape)]
         moves = [(part, part.of_one_sample().reshape(-1), places) for part, places in parts]
         found = []
-        for tokens in sides:
-            trial = Made(made.shape, tokens=tokens)
-            image = Image(Kind.FLOATS, trial.channels, *trial.size)
-            lies = View.of(trial, self.at).places[0].reshape(-1)
+        for order in orders:
+            lies = View.of(order, self.at).places[0].reshape(-1)
             runs = [(part.base, runs_of(source, lies[places.reshape(-1)])) for part, source, places in moves]
-            found.append((sum(len(numbers) for _, numbers in runs), tokens, image, runs))
-        _, made.tokens, made.image, runs = min(found, key=lambda one: one[0])
-        made.view = None
+            found.append((sum(len(numbers) for _, numbers in runs), order, runs))
+        _, order, runs = min(found, key=lambda one: one[0])
+        made.tokens, made.lies, made.view = order.tokens, order.lies, None
+        made.image = Image(Kind.FLOATS, made.channels, *made.size)
         for base, numbers in runs:
             self.steps.append(Step(StepKind.MOVE, self.layer, input=self.stored(base), output=made.image, runs=numbers))
 
@@ -242,8 +260,9 @@ class Compiler:
                 raise NotNative(f"{node.op} gives {spec.dtype}")
         found = handlers[node.op](self, node)
         for spec, made in zip(node.outputs, found if isinstance(found, list) else [found], strict=True):
-            if made.constant is None and made.view is None and made.shape != spec.sized(1)[1:]:
-                raise NotNative(f"it declares the shape {spec.sized(1)} and gives {(1, *made.shape)}")
+            given = (SAMPLES, *made.shape) if made.view is None else made.view.places.shape
+            if made.constant is None and given != spec.sized(SAMPLES):
+                raise NotNative(f"for {SAMPLES} samples it declares the shape {spec.sized(SAMPLES)} and gives {given}")
             self._call(made, spec.name)
 
     def _call(self, made: Made, name: str) -> None:
@@ -252,6 +271,11 @@ class Compiler:
 
 
 Handler = Callable[[Compiler, Node], Made | list[Made]]
+
+
+def all_of(made: Made) -> Places:
+    """The place of each number of a value in itself."""
+    return np.arange(math.prod(made.shape), dtype=np.int32)
 
 
 def _take_affine(step: Step) -> None:
@@ -275,7 +299,7 @@ def composed(first: Op, second: Op) -> Op:
 def _crosses(spec: ValueSpec) -> bool:
     """Whether a value can go into or out of the engine: floats, the samples on the first axis and on no other."""
     samples = [number for number, size in enumerate(spec.shape) if isinstance(size, Batch)]
-    return spec.dtype == "float32" and 2 <= len(spec.shape) <= 4 and samples == [0] and spec.shape[0] == Batch(batch=1)
+    return spec.dtype == "float32" and 2 <= len(spec.shape) <= 5 and samples == [0] and spec.shape[0] == Batch(batch=1)
 
 
 def _described(spec: ValueSpec) -> str:

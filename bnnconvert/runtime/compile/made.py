@@ -1,15 +1,15 @@
 """Values of a program as far as they exist in a plan."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bnnconvert.artifact.schema import Array
-from bnnconvert.runtime.compile.order import PERMUTE, TRANSPOSE, axes_after
-from bnnconvert.runtime.compile.plan import Image, Step
+from bnnconvert.runtime.compile.moves import moved
+from bnnconvert.runtime.compile.plan import Image, NotNative, Step
 from bnnconvert.values.program import Node
 
 Places = npt.NDArray[np.int32]
@@ -17,10 +17,6 @@ SAMPLES = 2
 """With so many, an order that mixes samples shows."""
 LARGEST = 2**22
 """Numbers of a value whose places are worked out one by one."""
-
-
-class NotNative(Exception):
-    """The engine has no way to run this node; the text says what is missing."""
 
 
 @dataclass(eq=False)
@@ -65,13 +61,15 @@ class Made:
             return 1, 1
         if len(self.pixels) == 1:
             return (self.pixels[0], 1) if self.tokens else (1, self.pixels[0])
-        if len(self.pixels) == 2:
-            return self.pixels[0], self.pixels[1]
-        raise NotNative(f"a value has the shape {self.shape} per sample; 1 to 3 axes are known")
+        if len(self.pixels) <= 3:
+            return math.prod(self.pixels[:-1]), self.pixels[-1]
+        raise NotNative(f"a value has the shape {self.shape} per sample; 1 to 4 axes are known")
 
     @property
     def grid(self) -> tuple[int, int]:
         """Height and width over which windows move."""
+        if len(self.pixels) > 2:
+            raise NotNative("windows move over a value of three axes and channels")
         if self.tokens or (self.lies is not None and self.lies != Made(self.shape).size):
             raise NotNative("windows move over a value whose pixels lie in another order")
         return self.size
@@ -100,6 +98,8 @@ class View:
     """Place of each number in the base's image. Shapes: those of the program, with SAMPLES samples."""
     maker: int
     """Number of the node that made it."""
+    shape: npt.NDArray[np.int8]
+    """An array of the shape that it has with one sample more: what fits only so many samples shows."""
 
     @staticmethod
     def of(base: Made, maker: int) -> "View":
@@ -109,12 +109,22 @@ class View:
             raise NotNative("a value is too large to look at number by number")
         places = np.arange(SAMPLES * pixels * channels, dtype=np.int32).reshape(SAMPLES, pixels, channels)
         places = places if base.tokens else places.transpose(0, 2, 1)
-        return View(base, places.reshape(SAMPLES, *base.shape), maker)
+        one_more = np.broadcast_to(np.int8(0), (SAMPLES + 1, *base.shape))
+        return View(base, places.reshape(SAMPLES, *base.shape), maker, one_more)
 
     def moved(self, node: Node, maker: int) -> "list[View]":
         """What an operator that moves numbers makes of it, for each of its outputs."""
-        shapes = [spec.sized(SAMPLES) for spec in node.outputs]
-        return [View(self.base, places, maker) for places in _moved(node, self.places, shapes)]
+        made, shapes = moved(node, self.places, SAMPLES), moved(node, self.shape, SAMPLES + 1)
+        return [View(self.base, places, maker, shape) for places, shape in zip(made, shapes, strict=True)]
+
+    def turned(self, shape: tuple[int, ...], axes: tuple[int, ...]) -> "View":
+        """The same in another shape, which is that of a sample, and then with another order of axes."""
+        places = self.places.reshape(len(self.places), *shape).transpose(axes)
+        return replace(self, places=places, shape=self.shape.reshape(len(self.shape), *shape).transpose(axes))
+
+    def with_axis(self, axis: int) -> "View":
+        """The same with another axis, of size 1."""
+        return replace(self, places=np.expand_dims(self.places, axis), shape=np.expand_dims(self.shape, axis))
 
     @staticmethod
     def beside(views: "list[View]", axis: int) -> "list[Places]":
@@ -135,14 +145,15 @@ class View:
         """
         first: Places = self.places[0]
         size = math.prod(self.base.shape)
-        if any(not np.array_equal(places, first + sample * size) for sample, places in enumerate(self.places)):
+        mixed = len(self.places) != SAMPLES
+        if mixed or any(not np.array_equal(places, first + sample * size) for sample, places in enumerate(self.places)):
             raise NotNative("an order of numbers mixes the samples")
         return first
 
     def settled(self) -> Made:
         """The value: one of the base's image, if all its numbers lie as they would there."""
         base, shape = self.base, self.places.shape[1:]
-        if self.places.size == SAMPLES * math.prod(base.shape) and 1 <= len(shape) <= 3 and shape:
+        if self.places.size == SAMPLES * math.prod(base.shape) and 1 <= len(shape) <= 4:
             for tokens in (False, True):
                 made = Made(tuple(shape), image=base.image, tokens=tokens and len(shape) > 1)
                 if made.channels == base.channels and np.array_equal(View.of(made, 0).places, self.places):
@@ -156,21 +167,3 @@ def runs_of(source: Places, target: Places) -> Places:
     source, target = source.reshape(-1)[order], target.reshape(-1)[order]
     begins = np.flatnonzero(np.concatenate([[True], (np.diff(source) != 1) | (np.diff(target) != 1)]))
     return np.stack([source[begins], target[begins], np.diff(begins, append=source.size)], 1).astype(np.int32)
-
-
-def _moved(node: Node, places: Places, shapes: list[tuple[int, ...]]) -> list[Places]:
-    if node.op in (PERMUTE, TRANSPOSE):
-        return [places.transpose(axes_after(node, places.ndim))]
-    if len(shapes) == 1 and math.prod(shapes[0]) == places.size:
-        return [places.reshape(shapes[0])]
-    given: Any = node.arguments
-    axis = given.get("dim", 0) % places.ndim
-    if node.op == "aten.select.int":
-        chosen: Any = given["index"]
-    elif node.op == "aten.slice.Tensor":
-        chosen = slice(given.get("start"), given.get("end"), given.get("step", 1))
-    else:
-        sizes = [1] * len(shapes) if node.op == "aten.unbind.int" else [shape[axis] for shape in shapes]
-        parts = np.split(places, np.cumsum(sizes)[:-1], axis)
-        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
-    return [places[(*(slice(None),) * axis, chosen)]]

@@ -14,6 +14,10 @@ from bnnconvert.artifact.schema import Array
 LANES = 16
 
 
+class NotNative(Exception):
+    """The engine has no way to run a node; the text says what is missing."""
+
+
 class Kind(IntEnum):
     """What an image holds."""
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from bnnconvert.artifact.schema import Array
 from bnnconvert.runtime.compile.compiler import Compiler, Handler, number
-from bnnconvert.runtime.compile.made import Made, NotNative
-from bnnconvert.runtime.compile.plan import Code, Image, Kind, Op, Step, StepKind, per_channel
+from bnnconvert.runtime.compile.made import Made
+from bnnconvert.runtime.compile.plan import Code, Image, Kind, NotNative, Op, Step, StepKind, per_channel
 from bnnconvert.values.program import Node
 
 

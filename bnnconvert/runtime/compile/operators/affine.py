@@ -4,8 +4,8 @@ import numpy as np
 
 from bnnconvert.artifact.schema import Array
 from bnnconvert.runtime.compile.compiler import Compiler, number
-from bnnconvert.runtime.compile.made import Made, NotNative
-from bnnconvert.runtime.compile.plan import Code, Dot, Image, Kind, Op, Step, StepKind, per_channel
+from bnnconvert.runtime.compile.made import Made
+from bnnconvert.runtime.compile.plan import Code, Dot, Image, Kind, NotNative, Op, Step, StepKind, per_channel
 from bnnconvert.values.program import Node
 
 
@@ -52,9 +52,7 @@ def batch_norm(c: Compiler, node: Node) -> Made:
     weight, bias = c.tensor(a["weight"]), c.tensor(a["bias"])
     if mean is None or var is None:
         raise NotNative("a batch norm without running statistics")
-    x = c.value(a["input"])
-    if x.axis != 1:
-        raise NotNative("a batch norm along another axis than the channels")
+    x = c.with_channels(c.value(a["input"]), last=False)
     factor = 1 / np.sqrt(var.astype(np.float64) + number(a["eps"]))
     if weight is not None:
         factor = factor * weight
@@ -64,7 +62,11 @@ def batch_norm(c: Compiler, node: Node) -> Made:
 def layer_norm(c: Compiler, node: Node) -> Made:
     """Layer norm over the channels of each pixel, and its own affine operation."""
     a = node.arguments
-    x, weight, bias = c.value(a["input"]), c.tensor(a.get("weight")), c.tensor(a.get("bias"))
+    x, weight, bias = (
+        c.with_channels(c.value(a["input"]), last=True),
+        c.tensor(a.get("weight")),
+        c.tensor(a.get("bias")),
+    )
     if a["normalized_shape"] != (x.channels,) or x.axis != len(x.shape):
         raise NotNative("a layer norm over other axes than the channels")
     made = x.like(image=Image(Kind.FLOATS, x.channels, *x.size))

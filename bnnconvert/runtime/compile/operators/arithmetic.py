@@ -7,9 +7,9 @@ import numpy as np
 
 from bnnconvert.artifact.schema import Array
 from bnnconvert.runtime.compile.compiler import Compiler, Handler, number
-from bnnconvert.runtime.compile.made import Made, NotNative
+from bnnconvert.runtime.compile.made import Made
 from bnnconvert.runtime.compile.operators.affine import scaled
-from bnnconvert.runtime.compile.plan import Code, Op
+from bnnconvert.runtime.compile.plan import Code, NotNative, Op
 from bnnconvert.values.program import Argument, Constant, Node, Value
 
 
@@ -52,6 +52,12 @@ _ON_THE_LEFT: Mapping[str, Callable[[Array, float], Line]] = {
 }
 
 
+def reversed_difference(c: Compiler, node: Node) -> Made:
+    """A number minus a value."""
+    a = node.arguments
+    return scaled(c, c.value(a["self"]), -number(a.get("alpha", 1)), number(a["other"]))
+
+
 def _operand(c: Compiler, argument: Argument) -> Made:
     if isinstance(argument, Value | Constant):
         return c.value(argument)
@@ -62,6 +68,8 @@ def _two_values(c: Compiler, name: str, left: Made, right: Made, alpha: float) -
     """The operand that is made last takes the other one into its chain."""
     if name == "div":
         raise NotNative("a value is divided by another")
+    if left.shape == right.shape:
+        right = c.lying_like(right, left)
     joins_left = c.order(left) >= c.order(right)
     if left.tokens != right.tokens:
         raise NotNative("the channels of two operands lie on different axes")

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from bnnconvert.runtime.compile.compiler import Compiler, number
-from bnnconvert.runtime.compile.made import SAMPLES, Made, NotNative, View
-from bnnconvert.runtime.compile.plan import Heads, Image, Kind, Signs, Step, StepKind
+from bnnconvert.runtime.compile.compiler import Compiler, all_of, number
+from bnnconvert.runtime.compile.made import SAMPLES, Made, View
+from bnnconvert.runtime.compile.plan import Heads, Image, Kind, NotNative, Signs, Step, StepKind
 from bnnconvert.values.program import Node
 
 _OTHER = "attention with a mask, groups or dropout"
@@ -35,15 +35,14 @@ def _attention(c: Compiler, node: Node, signs: Signs) -> Made:
     base = Made((queries, heads * value_size), tokens=True, image=Image(Kind.FLOATS, heads * value_size, queries, 1))
     step = Step(StepKind.ATTENTION, c.layer, output=base.image, heads=heads, sizes=(size, value_size), signs=signs)
     step.factor = size**-0.5 if scale is None else number(scale)
-    step.operands = (_heads(q), _heads(k), _heads(v))
+    step.operands = (_heads(c, q), _heads(c, k), _heads(c, v))
     c.bare += [(image, c.at) for image in step.images()]
     c.steps.append(step)
-    places = View.of(base, c.at).places.reshape(SAMPLES, queries, heads, value_size).transpose(0, 2, 1, 3)
-    return View(base, places, c.at).settled()
+    return View.of(base, c.at).turned((queries, heads, value_size), (0, 2, 1, 3)).settled()
 
 
-def _heads(view: View) -> Heads:
-    """Where the heads lie, if they lie in the channels of tokens."""
+def _heads(c: Compiler, view: View) -> Heads:
+    """Where the heads lie, which are moved into the channels of tokens if they lie elsewhere."""
     base, places = view.base, view.places
     samples, heads, tokens, size = places.shape
     first = int(places[0, 0, 0, 0])
@@ -54,6 +53,10 @@ def _heads(view: View) -> Heads:
     if not (
         samples == SAMPLES and is_inside and tokens * base.channels == steps[0] and np.array_equal(places, expected)
     ):
-        raise NotNative("the heads of attention lie in another order")
+        side_by_side = Made((tokens, heads * size), tokens=True)
+        moved = Made(side_by_side.shape)
+        c.join(moved, [(view.turned((heads, tokens, size), (0, 2, 1, 3)), all_of(moved))], [side_by_side])
+        assert moved.image is not None
+        return Heads(moved.image, 0, size)
     assert base.image is not None
     return Heads(base.image, first, stride)

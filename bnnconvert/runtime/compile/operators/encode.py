@@ -4,8 +4,20 @@ import numpy as np
 
 from bnnconvert.artifact.schema import Array
 from bnnconvert.runtime.compile.compiler import Compiler, number
-from bnnconvert.runtime.compile.made import Made, NotNative
-from bnnconvert.runtime.compile.plan import LANES, Code, Dot, Image, Kind, Op, Reduce, Step, StepKind, per_channel
+from bnnconvert.runtime.compile.made import Made
+from bnnconvert.runtime.compile.plan import (
+    LANES,
+    Code,
+    Dot,
+    Image,
+    Kind,
+    NotNative,
+    Op,
+    Reduce,
+    Step,
+    StepKind,
+    per_channel,
+)
 from bnnconvert.values.program import Node
 
 NONE_INT = np.iinfo(np.int32).max

@@ -3,8 +3,8 @@
 import math
 
 from bnnconvert.runtime.compile.compiler import Compiler, Handler, geometry, number, pair
-from bnnconvert.runtime.compile.made import Made, NotNative
-from bnnconvert.runtime.compile.plan import Geometry, Kind, Reduce, Step, StepKind
+from bnnconvert.runtime.compile.made import Made
+from bnnconvert.runtime.compile.plan import Geometry, Kind, NotNative, Reduce, Step, StepKind
 from bnnconvert.values.program import Node
 
 
@@ -13,7 +13,7 @@ def pool(reduce: Reduce, rank: int = 2) -> Handler:
 
     def handle(c: Compiler, node: Node) -> Made:
         a = node.arguments
-        x = c.value(a["self"])
+        x = c.as_grid(c.value(a["self"]))
         kernel = pair(a["kernel_size"], first=1 if rank == 1 else None)
         lay = geometry(node, kernel, x.grid, stride=kernel, rank=rank)
         made = Made((x.channels, *lay.out[2 - rank :]))
@@ -42,11 +42,28 @@ def _divisor(node: Node, lay: Geometry, x: Made) -> int:
 
 def adaptive_avg_pool2d(c: Compiler, node: Node) -> Made:
     """An average over the parts of an image, where all have the same size."""
-    x = c.value(node.arguments["self"])
-    out = pair(node.arguments["output_size"])
+    return _adaptive(c, node, pair(node.arguments["output_size"]), rank=2)
+
+
+def adaptive_avg_pool1d(c: Compiler, node: Node) -> Made:
+    """An average over the parts of a row."""
+    return _adaptive(c, node, pair(node.arguments["output_size"], first=1), rank=1)
+
+
+def _adaptive(c: Compiler, node: Node, out: tuple[int, int], *, rank: int) -> Made:
+    x = c.as_grid(c.value(node.arguments["self"]))
     if any(n % o for n, o in zip(x.grid, out, strict=True)):
         raise NotNative("the windows of an adaptive pool differ in size")
-    return _average(c, x, out, Made((x.channels, *out)))
+    return _average(c, x, out, Made((x.channels, *out[2 - rank :])))
+
+
+def adaptive_avg_pool3d(c: Compiler, node: Node) -> Made:
+    """An average over all of a volume."""
+    x = c.with_channels(c.value(node.arguments["self"]), last=False)
+    out = node.arguments["output_size"]
+    if any(size != 1 for size in (out if isinstance(out, tuple) else (out,))):
+        raise NotNative("the average over parts of a volume")
+    return _average(c, x, (1, 1), Made((x.channels, 1, 1, 1)))
 
 
 def mean(c: Compiler, node: Node) -> Made:

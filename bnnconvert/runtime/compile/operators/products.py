@@ -6,9 +6,9 @@ import numpy as np
 
 from bnnconvert.artifact.schema import Array
 from bnnconvert.runtime.compile.compiler import Compiler, geometry, number, padded_alike, pair
-from bnnconvert.runtime.compile.made import Made, NotNative
+from bnnconvert.runtime.compile.made import Made
 from bnnconvert.runtime.compile.operators.affine import with_bias
-from bnnconvert.runtime.compile.plan import Dot, Geometry, Image, Reduce, Step, StepKind, per_channel
+from bnnconvert.runtime.compile.plan import Dot, Geometry, Image, NotNative, Reduce, Step, StepKind, per_channel
 from bnnconvert.values.program import Node
 
 
@@ -23,9 +23,16 @@ def binary_conv2d(c: Compiler, node: Node) -> Made:
     channels, groups, zero = int(number(a["in_channels"])), int(number(a["groups"])), a["pad_bit"] == "zero"
     if groups > 1 and channels // groups % 32 and math.prod(pair(a["kernel"])) * -(-channels // groups // 32) > 512:
         raise NotNative("the windows of a group are too large")
-    lay = geometry(node, pair(a["kernel"]), x.grid)
+    is_point = all(
+        pair(a[name]) == pixels for name, pixels in (("kernel", (1, 1)), ("stride", (1, 1)), ("padding", (0, 0)))
+    )
+    lay = _point(bits) if is_point else geometry(node, pair(a["kernel"]), x.grid)
     _pad(bits, lay, ones=not zero)
-    return _binary(c, bits, weight, lay, groups=groups, pads_zero=zero)
+    made = _binary(c, bits, weight, lay, groups=groups, pads_zero=zero)
+    if is_point:  # which may lie in any way
+        made.shape = (made.channels, *x.pixels)
+        made.lying(x.size)
+    return made
 
 
 def binary_linear(c: Compiler, node: Node) -> Made:
@@ -91,7 +98,7 @@ def _bytes(c: Compiler, image: Image, weight: Array, lay: Geometry, *, groups: i
 
 def conv2d(c: Compiler, node: Node) -> Made:
     """A float convolution of images."""
-    x, weight = c.value(node.arguments["input"]), c.tensor(node.arguments["weight"])
+    x, weight = c.as_grid(c.value(node.arguments["input"])), c.tensor(node.arguments["weight"])
     assert weight is not None
     lay = padded_alike if isinstance(node.arguments.get("padding"), str) else geometry
     return _convolved(c, node, x, weight, lay(node, (weight.shape[2], weight.shape[3]), x.grid))
@@ -99,7 +106,7 @@ def conv2d(c: Compiler, node: Node) -> Made:
 
 def conv1d(c: Compiler, node: Node) -> Made:
     """A float convolution of rows, which are images of one line."""
-    x, weight = c.value(node.arguments["input"]), c.tensor(node.arguments["weight"])
+    x, weight = c.as_grid(c.value(node.arguments["input"])), c.tensor(node.arguments["weight"])
     assert weight is not None
     lay = geometry(node, (1, weight.shape[2]), x.grid, rank=1)
     return _convolved(c, node, x, weight[:, :, None], lay)
@@ -135,7 +142,8 @@ def linear(c: Compiler, node: Node) -> Made:
 
 
 def _linear(c: Compiler, x: Made, weight: Array, outputs: int, inputs: int, dot: Dot) -> Made:
-    if x.channels != inputs or x.axis != len(x.shape):
+    x = c.with_channels(x, last=True)
+    if x.channels != inputs:
         raise NotNative("the rows of a linear layer do not lie along the channels")
     image, made = c.stored(x), x.of_channels(outputs)
     c.start(Step(StepKind.CONV, c.layer, input=image, geometry=_point(image), weights=weight, dot=dot), made)
@@ -145,7 +153,7 @@ def _linear(c: Compiler, x: Made, weight: Array, outputs: int, inputs: int, dot:
 def signed_conv2d(c: Compiler, node: Node) -> Made:
     """A convolution of floats with ±1 filters."""
     a = node.arguments
-    x, weight = c.value(a["x"]), c.tensor(a["weight"])
+    x, weight = c.as_grid(c.value(a["x"])), c.tensor(a["weight"])
     assert weight is not None
     if len(weight) > 1:
         raise NotNative("several weight planes with float input")

@@ -2,15 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-
-import numpy as np
 
 from bnnconvert.runtime.compile.compiler import Compiler, Handler, number
-from bnnconvert.runtime.compile.made import Made, NotNative, View
+from bnnconvert.runtime.compile.made import Made, View
+from bnnconvert.runtime.compile.moves import moved
 from bnnconvert.runtime.compile.order import axes_after
-from bnnconvert.runtime.compile.plan import Code, Image, Kind, Op, Step, StepKind
-from bnnconvert.values.program import Argument, Node, Value
+from bnnconvert.runtime.compile.plan import Code, Image, Kind, NotNative, Op, Step, StepKind
+from bnnconvert.values.program import Argument, Batch, Node, Value
 
 
 def reshape(c: Compiler, node: Node) -> Made:
@@ -25,7 +23,7 @@ def reshape(c: Compiler, node: Node) -> Made:
             raise NotNative("a constant takes a shape that depends on the batch")
         return Made(tuple(sizes), constant=x.constant.reshape(sizes))
     shape = tuple(d for d in declared[1:] if isinstance(d, int))
-    if math.prod(shape) != math.prod(x.shape) or not 1 <= len(shape) <= 3:
+    if math.prod(shape) != math.prod(x.shape) or not 1 <= len(shape) <= 4:
         raise NotNative(f"the shape {x.shape} becomes {shape}")
     after = Made(shape, tokens=x.tokens and len(shape) > 1)
     if x.channels == after.channels:
@@ -54,7 +52,7 @@ def moving(handler: Handler | None = None) -> Handler:
     """What `handler` makes of it, or else the places that the numbers have now: others may read them from there."""
 
     def handle(c: Compiler, node: Node) -> Made | list[Made]:
-        argument = node.arguments["self"]
+        argument = node.arguments["self" if "self" in node.arguments else "input"]
         source = c.made[argument.value] if isinstance(argument, Value) else c.value(argument)
         if handler is not None and source.view is None:
             try:
@@ -62,6 +60,10 @@ def moving(handler: Handler | None = None) -> Handler:
             except NotNative:
                 if source.constant is not None:
                     raise
+        if source.constant is not None:
+            if any(isinstance(size, Batch) for spec in node.outputs for size in spec.shape):
+                raise NotNative("a constant takes a shape that depends on the batch")
+            return [Made(part.shape, constant=part) for part in moved(node, source.constant, 1)]
         return [view.settled() for view in c.view(argument).moved(node, c.at)]
 
     return handle
@@ -111,7 +113,7 @@ def stack(c: Compiler, node: Node) -> Made:
     """Values on a new axis."""
     parts, axis = _operands(node)
     views = [c.view(part) for part in parts]
-    return _joined(c, node, [replace(view, places=np.expand_dims(view.places, axis)) for view in views], axis)
+    return _joined(c, node, [view.with_axis(axis) for view in views], axis)
 
 
 def _operands(node: Node) -> tuple[tuple[Argument, ...], int]:
@@ -124,8 +126,11 @@ def _operands(node: Node) -> tuple[tuple[Argument, ...], int]:
 def _joined(c: Compiler, node: Node, views: list[View], axis: int) -> Made:
     if axis == 0:
         raise NotNative("samples are put beside each other")
-    made = Made(node.outputs[0].sized(1)[1:])
-    c.join(made, node.outputs[0].name, list(zip(views, View.beside(views, axis), strict=True)))
+    spec = node.outputs[0]
+    made = Made(spec.sized(1)[1:])
+    sides = [True] if spec.name in c.as_tokens else [False, True][: len(made.shape)]
+    orders = [Made(made.shape, tokens=side) for side in sides]
+    c.join(made, list(zip(views, View.beside(views, axis), strict=True)), orders)
     return made
 
 

@@ -4,12 +4,19 @@ import math
 from collections.abc import Mapping
 
 from bnnconvert.runtime.compile.compiler import Handler
+from bnnconvert.runtime.compile.moves import MOVES
 from bnnconvert.runtime.compile.operators.activations import clamp, gelu, leaky_relu, prelu, softmax, unary
 from bnnconvert.runtime.compile.operators.affine import affine, batch_norm, layer_norm, negative
-from bnnconvert.runtime.compile.operators.arithmetic import arithmetic
+from bnnconvert.runtime.compile.operators.arithmetic import arithmetic, reversed_difference
 from bnnconvert.runtime.compile.operators.attention import attention, binary_attention
 from bnnconvert.runtime.compile.operators.encode import encode, quantize
-from bnnconvert.runtime.compile.operators.pools import adaptive_avg_pool2d, mean, pool
+from bnnconvert.runtime.compile.operators.pools import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_avg_pool3d,
+    mean,
+    pool,
+)
 from bnnconvert.runtime.compile.operators.products import (
     binary_conv2d,
     binary_linear,
@@ -68,6 +75,7 @@ HANDLERS: Mapping[str, Handler] = {
     "aten.add.Scalar": arithmetic("add"),
     "aten.sub.Tensor": arithmetic("sub"),
     "aten.sub.Scalar": arithmetic("sub"),
+    "aten.rsub.Scalar": reversed_difference,
     "aten.mul.Tensor": arithmetic("mul"),
     "aten.mul.Scalar": arithmetic("mul"),
     "aten.div.Tensor": arithmetic("div"),
@@ -76,8 +84,11 @@ HANDLERS: Mapping[str, Handler] = {
     "aten.max_pool2d.default": pool(Reduce.MAX),
     "aten.avg_pool1d.default": pool(Reduce.SUM, 1),
     "aten.avg_pool2d.default": pool(Reduce.SUM),
+    "aten.adaptive_avg_pool1d.default": adaptive_avg_pool1d,
     "aten.adaptive_avg_pool2d.default": adaptive_avg_pool2d,
+    "aten.adaptive_avg_pool3d.default": adaptive_avg_pool3d,
     "aten.mean.dim": mean,
+    **{op: moving() for op in MOVES},
     "aten.reshape.default": moving(reshape),
     "aten.view.default": moving(reshape),
     "aten.flatten.using_ints": moving(reshape),
@@ -89,11 +100,6 @@ HANDLERS: Mapping[str, Handler] = {
     "aten.transpose.int": moving(reordered),
     "aten.contiguous.default": moving(same),
     "aten.clone.default": moving(same),
-    "aten.unbind.int": moving(),
-    "aten.chunk.default": moving(),
-    "aten.split.Tensor": moving(),
-    "aten.select.int": moving(),
-    "aten.slice.Tensor": moving(),
     "aten.scaled_dot_product_attention.default": attention,
     "bnnconvert.binary_attention": binary_attention,
     "aten.softmax.int": softmax(logarithm=False),
