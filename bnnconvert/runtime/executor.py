@@ -46,7 +46,7 @@ class _Native:
 
     def run(self, values: Values, samples: int) -> None:
         inputs = [np.ascontiguousarray(values[name]) for name in self.part.inputs]
-        values.update(zip(self.part.outputs, self.engine.run(inputs), strict=True))
+        values.update(zip(self.part.outputs, self.engine.run(inputs, samples), strict=True))
 
     def measure(self, values: Values, samples: int) -> list[StepTime]:
         with self.engine.profiled():
@@ -91,7 +91,7 @@ class Executor:
         for part in self.parts:
             last = first + len(part.nodes)
             if part.plan is not None:
-                shapes = [[specs[name].sized(1)[1:] for name in names] for names in (part.inputs, part.outputs)]
+                shapes = [[specs[name].sized(1) for name in names] for names in (part.inputs, part.outputs)]
                 try:
                     engines[part.plan] = Engine(part.plan, *shapes, threads=self.threads, isa=isa)
                 except RefusedPlan as refusal:

@@ -124,7 +124,7 @@ class RefusedPlan(Exception):
 class Engine:
     """An opened plan. One call runs at a time.
 
-    Shapes: those of its inputs and outputs, without the samples.
+    Shapes: those of its inputs and outputs for one sample, whose parts stand on the first axis.
     Raises: RefusedPlan, UsageError.
     """
 
@@ -138,13 +138,14 @@ class Engine:
         if status:
             raise RefusedPlan(self._error())
 
-    def run(self, inputs: Sequence[Array]) -> list[Array]:
-        """Outputs for any number of samples. Shapes: each input (N, ...), contiguous float32."""
-        samples = len(inputs[0])
-        for x, shape in zip(inputs, self._inputs, strict=True):
-            if x.shape != (samples, *shape):  # the library would read beyond its end
-                raise ArtifactError(f"a value has the shape {x.shape} where the program says {(samples, *shape)}")
-        outputs = [np.empty((samples, *shape), np.float32) for shape in self._outputs]
+    def run(self, inputs: Sequence[Array], samples: int) -> list[Array]:
+        """Outputs for any number of samples. Shapes: each input (N * parts, ...), contiguous float32."""
+        for x, (parts, *rest) in zip(inputs, self._inputs, strict=True):
+            if x.shape != (samples * parts, *rest):  # the library would read beyond its end
+                raise ArtifactError(
+                    f"a value has the shape {x.shape} where the program says {(samples * parts, *rest)}"
+                )
+        outputs = [np.empty((samples * parts, *rest), np.float32) for parts, *rest in self._outputs]
         given = (ctypes.c_void_p * len(inputs))(*(x.ctypes.data for x in inputs))
         wanted = (ctypes.c_void_p * len(outputs))(*(y.ctypes.data for y in outputs))
         if self._library.bnn_run(self._handle, samples, given, wanted):

@@ -44,7 +44,7 @@ def test_what_the_engine_does_not_know_is_named(tmp_path):
 
 def test_a_plan_that_computes_something_else_is_not_written(student, tmp_path, monkeypatch):
     right = native.Engine.run
-    monkeypatch.setattr(native.Engine, "run", lambda engine, inputs: [y + 1 for y in right(engine, inputs)])
+    monkeypatch.setattr(native.Engine, "run", lambda engine, *given: [y + 1 for y in right(engine, *given)])
     with pytest.raises(VerificationError, match=r"native engine .* differs .*; nothing was written"):
         export_plan(student, tmp_path / "net.plan", golden_input=X)
     assert not list(tmp_path.iterdir())

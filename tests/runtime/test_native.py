@@ -267,6 +267,20 @@ FUNCTIONS: dict[str, list[tuple[Callable[..., Tensor], Tensor, list[Tensor]]]] =
     "aten.upsample_nearest2d.vec": [
         (lambda x, w: F.conv2d(F.interpolate(F.relu(x), size=(18, 21)), w, padding=1), X, [_image(4, 20, 3, 3)])
     ],
+    "aten.pad.default": [
+        (lambda x, w: F.conv2d(F.pad(F.relu(x), (1, 2, 0, 3)), w, padding=1), X, [_image(4, 20, 3, 3)]),
+        (lambda x: F.pad(F.relu(x), (0, 0, 2, 1, 1, 0)).exp(), X, []),
+        (lambda x: F.pad(F.relu(x), (2, 1, 1, 1), mode="reflect").exp(), X, []),
+        (lambda x: F.pad(F.relu(x), (2, 1), mode="replicate").exp(), LINE, []),
+        (lambda x: F.pad(F.relu(x), (2, 1), mode="circular").exp(), LINE, []),
+    ],
+    "aten.constant_pad_nd.default": [
+        (lambda x: torch.ops.aten.constant_pad_nd(F.relu(x), [1, 2, 0, 1], 0.0) + 1, X, [])
+    ],
+    "aten.reshape_as.default": [(lambda x: F.relu(x).flatten(2).exp().reshape_as(x), X, [])],
+    "aten.view_as.default": [(lambda x: F.relu(x).flatten(2).exp().view_as(x), X, [])],
+    "aten.expand_as.default": [(lambda x: F.relu(x)[:, :1].expand_as(x).exp(), X, [])],
+    "aten.addcmul.default": [(lambda x, c: torch.addcmul(c, c.square(), F.relu(x), value=0.5), TOKENS, [C])],
     "aten.rsub.Scalar": [(lambda x: 1 - F.relu(x), X, [])],
     "aten.adaptive_avg_pool1d.default": [(lambda x: F.adaptive_avg_pool1d(F.relu(x), 1), LINE, [])],
     "aten.adaptive_avg_pool3d.default": [(lambda x: F.adaptive_avg_pool3d(F.relu(x), 1), VOLUME, [])],
@@ -291,6 +305,23 @@ def _shuffled(x: Tensor, groups: int) -> Tensor:
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
+def _by_windows(x: Tensor, weight: Tensor) -> Tensor:
+    """Attention in windows of a grid, as parts of the samples and on an axis of their own."""
+    windows = F.relu(x.unflatten(1, (1, 5)).unflatten(3, (2, 3)).transpose(2, 3))
+    parts = F.linear(F.layer_norm(windows.flatten(0, 2).flatten(1, 2), (20,)), weight).unflatten(-1, (3, 5, 4))
+    made = F.scaled_dot_product_attention(*parts.permute(2, 0, 3, 1, 4))
+    same = parts.unflatten(0, (-1, 2)).permute(3, 0, 1, 4, 2, 5)
+    return (made + F.scaled_dot_product_attention(*same).flatten(0, 1)).transpose(1, 2).flatten(2).unflatten(0, (-1, 2))
+
+
+def _by_frames(x: Tensor, weight: Tensor) -> Tensor:
+    """A convolution of volumes as one of images whose channels are those of three frames."""
+    padded = F.pad(F.relu(x), (0, 0, 0, 0, 1, 1))
+    frames = torch.stack([padded[:, :, first : first + 3] for first in range(3)], 2)
+    made = F.conv2d(frames.permute(0, 3, 1, 2, 4, 5).flatten(0, 1).flatten(1, 2), weight, padding=1)
+    return F.max_pool2d(made, 3, 1, 1).unflatten(0, (-1, 3)).transpose(1, 2)
+
+
 def _cell(x: Tensor, weight: Tensor) -> Tensor:
     """A recurrent layer with gates, its steps one after another."""
     h, made = x[:, 0, :5], []
@@ -312,6 +343,11 @@ MOVES: list[tuple[Callable[..., Tensor], Tensor, list[Tensor]]] = [
     (lambda x, c: F.batch_norm(F.relu(x[:, 1:].movedim(1, 2)), c, c.square() + 1), TOKENS, [C]),
     (lambda x, c: F.linear(x, c[:12].view(3, 4).flip(0).repeat(1, 5)), TOKENS, [C]),
     (lambda x: F.relu(x).transpose(1, 2)[:, :, ::2].exp() + 1, VOLUME, []),
+    (lambda x: F.relu(x) / (x.abs() + 1), X, []),
+    (lambda x: F.relu(x).mean(1), TOKENS, []),
+    (lambda x, w: _by_windows(x, w), GRID, [_image(60, 20)]),
+    (lambda x, w: _by_frames(x, w), VOLUME, [_image(7, 60, 3, 3)]),
+    (lambda x, w: F.scaled_dot_product_attention(*F.linear(x, w).chunk(3, -1)), TOKENS, [_image(60, 20)]),
     (_cell, TOKENS, [_image(15, 20)]),
 ]
 """Functions of which some step reads numbers in another order than they lie in."""
@@ -483,25 +519,25 @@ def test_one_engine_runs_one_call_at_a_time_and_two_engines_two() -> None:
     case = program_of(lambda x, w: F.conv2d(F.relu(x), w, padding=1), X, _image(20, 20, 3, 3))
     (part,), _ = parts_of(case.program, case.tensors)
     assert part.plan is not None
-    shapes = [X.shape[1:]], [X.shape[1:]]
+    shapes = [(1, *X.shape[1:])], [(1, *X.shape[1:])]
     first, second = (native.Engine(part.plan, *shapes, threads=2, isa=ISAS[0]) for _ in range(2))
     many = np.random.default_rng(0).standard_normal((20000, *X.shape[1:]), np.float32)
-    (expected,) = second.run([many[:3]])
+    (expected,) = second.run([many[:3]], 3)
     found: list[Array] = []
 
     def run_many() -> None:
         while not found:
             with contextlib.suppress(UsageError):
-                found.extend(first.run([many]))
+                found.extend(first.run([many], len(many)))
 
     thread = threading.Thread(target=run_many)
     thread.start()
     was_busy = False
     while thread.is_alive():
         with contextlib.suppress(UsageError):
-            first.run([many[:1]])
+            first.run([many[:1]], 1)
             continue
         was_busy = True
-        assert np.array_equal(second.run([many[:3]])[0], expected)
+        assert np.array_equal(second.run([many[:3]], 3)[0], expected)
     assert was_busy
     assert np.array_equal(found[0][:3], expected)

@@ -21,7 +21,6 @@ from bnnconvert.runtime.compile.plan import (
     Dot,
     Geometry,
     Image,
-    Kind,
     NotNative,
     Op,
     Plan,
@@ -53,6 +52,7 @@ class Compiler:
         self.at = -1
         """Number of the node that is being handled."""
         self.layer = ""
+        self.handlers: Mapping[str, Handler] = {}
         self.as_tokens: set[str] = set()
         """Values of which some node reads the last axis as channels."""
         self.bare: list[tuple[Image, int]] = []
@@ -83,18 +83,18 @@ class Compiler:
         if made.tokens == order.tokens and made.size == order.size:
             return made
         self.stored(made)
-        after = Made(made.shape)
+        after = Made(made.shape, parts=made.parts)
         self.join(after, [(View.of(made, self.at), all_of(made))], [order])
         return after
 
     def with_channels(self, made: Made, *, last: bool) -> Made:
         """The same value with its channels on the last axis, as of tokens, or on the first behind the samples."""
         wanted = last and len(made.shape) > 1
-        return made if made.tokens == wanted else self.lying_like(made, Made(made.shape, tokens=wanted))
+        return made if made.tokens == wanted else self.lying_like(made, made.ordered(tokens=wanted))
 
     def as_grid(self, made: Made) -> Made:
         """The same value as an image over which windows move."""
-        return self.lying_like(made, Made(made.shape))
+        return self.lying_like(made, made.ordered(tokens=False))
 
     def tensor(self, argument: Argument) -> Array | None:
         """An argument that must be known now; None for None."""
@@ -143,7 +143,7 @@ class Compiler:
         if made.image is None:
             if made.step is None or self.top[made.step] is not made:
                 raise NotNative("a constant is used as a value")
-            made.image = Image(Kind.FLOATS, made.channels, *made.size)
+            made.image = made.new_image()
             made.step.chain.append(Op(Code.STORE, made.image))
         return made.image
 
@@ -154,27 +154,31 @@ class Compiler:
             return
         try:
             sides = [True] if name in self.as_tokens else [False, True][: len(made.shape)]
-            self.join(made, [(view, all_of(made))], [Made(made.shape, tokens=side) for side in sides])
+            self.join(made, [(view, all_of(made))], [made.ordered(tokens=side) for side in sides])
         except NotNative:
             self.at = view.maker  # what moved the numbers is at fault, not what reads them
             raise
 
-    def join(self, made: Made, parts: Sequence[tuple[View, Places]], orders: Sequence[Made]) -> None:
+    def join(
+        self, made: Made, parts: Sequence[tuple[View, Places]], orders: Sequence[Made], *, rest: bool = False
+    ) -> None:
         """Let a value be made of numbers of others, each with its places in the value, by the fewest moves.
 
-        `orders` are values that lie as it may.
+        `orders` are values that lie as it may; with `rest` there are places that nothing comes to, which get zeros.
         """
         moves = [(part, part.of_one_sample().reshape(-1), places) for part, places in parts]
         found = []
         for order in orders:
-            lies = View.of(order, self.at).places[0].reshape(-1)
+            lies = View.of(order, self.at).places[: order.parts].reshape(-1)
             runs = [(part.base, runs_of(source, lies[places.reshape(-1)])) for part, source, places in moves]
             found.append((sum(len(numbers) for _, numbers in runs), order, runs))
         _, order, runs = min(found, key=lambda one: one[0])
         made.tokens, made.lies, made.view = order.tokens, order.lies, None
-        made.image = Image(Kind.FLOATS, made.channels, *made.size)
-        for base, numbers in runs:
-            self.steps.append(Step(StepKind.MOVE, self.layer, input=self.stored(base), output=made.image, runs=numbers))
+        made.image = made.new_image()
+        for place, (base, numbers) in enumerate(runs):
+            step = Step(StepKind.MOVE, self.layer, input=self.stored(base), output=made.image, runs=numbers)
+            step.clears = rest and place == 0
+            self.steps.append(step)
 
     def is_used_later(self, made: Made) -> bool:
         """Whether nodes that are still to come read it."""
@@ -216,6 +220,7 @@ class Compiler:
         """
         self.uses.update(name for node in nodes for name in node.reads)
         self.uses.update(outputs)
+        self.handlers = handlers
         self.numbers = {id(node): number for number, node in enumerate(nodes)}
         for name in (*inputs, *outputs):
             if not _crosses(self.specs[name]):
@@ -229,8 +234,9 @@ class Compiler:
                 encoders.setdefault(x.value, []).append(node)
         self.as_tokens = read_as_tokens(nodes, self.specs)
         for name in inputs:
-            made = Made(self.specs[name].sized(1)[1:], tokens=name in self.as_tokens)
-            made.image = Image(Kind.FLOATS, made.channels, *made.size)
+            parts, *shape = self.specs[name].sized(1)
+            made = Made(tuple(shape), tokens=name in self.as_tokens, parts=parts)
+            made.image = made.new_image()
             self.steps.append(Step(StepKind.INPUT, name, output=made.image, tokens=made.tokens))
             self._call(made, name)
         # Bits are taken as soon as there is the number that they are the sign of, while its chain still holds it.
@@ -260,7 +266,7 @@ class Compiler:
                 raise NotNative(f"{node.op} gives {spec.dtype}")
         found = handlers[node.op](self, node)
         for spec, made in zip(node.outputs, found if isinstance(found, list) else [found], strict=True):
-            given = (SAMPLES, *made.shape) if made.view is None else made.view.places.shape
+            given = (SAMPLES * made.parts, *made.shape) if made.view is None else made.view.places.shape
             if made.constant is None and given != spec.sized(SAMPLES):
                 raise NotNative(f"for {SAMPLES} samples it declares the shape {spec.sized(SAMPLES)} and gives {given}")
             self._call(made, spec.name)
@@ -275,7 +281,7 @@ Handler = Callable[[Compiler, Node], Made | list[Made]]
 
 def all_of(made: Made) -> Places:
     """The place of each number of a value in itself."""
-    return np.arange(math.prod(made.shape), dtype=np.int32)
+    return np.arange(made.parts * math.prod(made.shape), dtype=np.int32)
 
 
 def _take_affine(step: Step) -> None:
@@ -297,9 +303,9 @@ def composed(first: Op, second: Op) -> Op:
 
 
 def _crosses(spec: ValueSpec) -> bool:
-    """Whether a value can go into or out of the engine: floats, the samples on the first axis and on no other."""
+    """Whether a value can go into or out of the engine: floats, samples or their parts on the first axis alone."""
     samples = [number for number, size in enumerate(spec.shape) if isinstance(size, Batch)]
-    return spec.dtype == "float32" and 2 <= len(spec.shape) <= 5 and samples == [0] and spec.shape[0] == Batch(batch=1)
+    return spec.dtype == "float32" and len(spec.shape) >= 2 and samples == [0]
 
 
 def _described(spec: ValueSpec) -> str:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from bnnconvert.artifact.schema import Array
 from bnnconvert.runtime.compile.moves import moved
-from bnnconvert.runtime.compile.plan import Image, NotNative, Step
+from bnnconvert.runtime.compile.plan import Image, Kind, NotNative, Step
 from bnnconvert.values.program import Node
 
 Places = npt.NDArray[np.int32]
@@ -24,7 +24,7 @@ class Made:
     """A value of the program, as far as it exists in the plan."""
 
     shape: tuple[int, ...]
-    """Of one sample, as the program has it."""
+    """Of one part of a sample, as the program has it."""
     step: Step | None = None
     """Makes the value in its chain."""
     image: Image | None = None
@@ -32,6 +32,8 @@ class Made:
     constant: Array | None = None
     tokens: bool = False
     """Whether the channels are the last axis, as of tokens (T, C), and not the first, as of an image (C, H, W)."""
+    parts: int = 1
+    """Of a sample: what stands on the program's first axis for each, such as windows or frames."""
     lies: tuple[int, int] | None = None
     """Height and width of the image that holds the value, where they are not what the shape says."""
     view: "View | None" = None
@@ -39,7 +41,7 @@ class Made:
 
     @property
     def axis(self) -> int:
-        """The axis of the channels, the samples being axis 0."""
+        """The axis of the channels, the samples and their parts being axis 0."""
         return len(self.shape) if self.tokens else 1
 
     @property
@@ -61,9 +63,7 @@ class Made:
             return 1, 1
         if len(self.pixels) == 1:
             return (self.pixels[0], 1) if self.tokens else (1, self.pixels[0])
-        if len(self.pixels) <= 3:
-            return math.prod(self.pixels[:-1]), self.pixels[-1]
-        raise NotNative(f"a value has the shape {self.shape} per sample; 1 to 4 axes are known")
+        return math.prod(self.pixels[:-1]), self.pixels[-1]
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -74,6 +74,14 @@ class Made:
             raise NotNative("windows move over a value whose pixels lie in another order")
         return self.size
 
+    def ordered(self, *, tokens: bool) -> "Made":
+        """A value of this shape with its channels last, or not."""
+        return Made(self.shape, tokens=tokens, parts=self.parts)
+
+    def new_image(self, kind: Kind = Kind.FLOATS, planes: int = 1) -> Image:
+        """An image for such a value."""
+        return Image(kind, self.channels, *self.size, planes=planes, parts=self.parts)
+
     def lying(self, size: tuple[int, int]) -> "Made":
         """The value itself, held by an image of that height and width."""
         self.lies = None if self.size == size else size
@@ -81,12 +89,12 @@ class Made:
 
     def like(self, **given: Any) -> "Made":
         """A value of this shape and order."""
-        return Made(self.shape, tokens=self.tokens, lies=self.lies, **given)
+        return Made(self.shape, tokens=self.tokens, parts=self.parts, lies=self.lies, **given)
 
     def of_channels(self, channels: int, **given: Any) -> "Made":
         """A value with these pixels and other channels."""
         shape = (*self.pixels, channels) if self.tokens else (channels, *self.pixels)
-        return Made(shape, tokens=self.tokens, lies=self.lies, **given)
+        return Made(shape, tokens=self.tokens, parts=self.parts, lies=self.lies, **given)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +103,7 @@ class View:
 
     base: Made
     places: Places
-    """Place of each number in the base's image. Shapes: those of the program, with SAMPLES samples."""
+    """Place of each number in the base's images. Shapes: those of the program, with SAMPLES samples."""
     maker: int
     """Number of the node that made it."""
     shape: npt.NDArray[np.int8]
@@ -104,13 +112,18 @@ class View:
     @staticmethod
     def of(base: Made, maker: int) -> "View":
         """All numbers of a value in its own order."""
-        pixels, channels = math.prod(base.pixels), base.channels
-        if SAMPLES * pixels * channels > LARGEST:
+        parts, pixels, channels = SAMPLES * base.parts, math.prod(base.pixels), base.channels
+        if parts * pixels * channels > LARGEST:
             raise NotNative("a value is too large to look at number by number")
-        places = np.arange(SAMPLES * pixels * channels, dtype=np.int32).reshape(SAMPLES, pixels, channels)
+        places = np.arange(parts * pixels * channels, dtype=np.int32).reshape(parts, pixels, channels)
         places = places if base.tokens else places.transpose(0, 2, 1)
-        one_more = np.broadcast_to(np.int8(0), (SAMPLES + 1, *base.shape))
-        return View(base, places.reshape(SAMPLES, *base.shape), maker, one_more)
+        one_more = np.broadcast_to(np.int8(0), ((SAMPLES + 1) * base.parts, *base.shape))
+        return View(base, places.reshape(parts, *base.shape), maker, one_more)
+
+    @property
+    def parts(self) -> int:
+        """Of a sample, on the first axis, if the samples stand there."""
+        return len(self.places) // SAMPLES
 
     def moved(self, node: Node, maker: int) -> "list[View]":
         """What an operator that moves numbers makes of it, for each of its outputs."""
@@ -122,6 +135,12 @@ class View:
         places = self.places.reshape(len(self.places), *shape).transpose(axes)
         return replace(self, places=places, shape=self.shape.reshape(len(self.shape), *shape).transpose(axes))
 
+    def of_shape(self, shape: tuple[int, ...]) -> "View":
+        """The same in another shape, which is that of a sample with its parts on the first axis."""
+        parts, *rest = shape
+        places = self.places.reshape(SAMPLES * parts, *rest)
+        return replace(self, places=places, shape=self.shape.reshape((SAMPLES + 1) * parts, *rest))
+
     def with_axis(self, axis: int) -> "View":
         """The same with another axis, of size 1."""
         return replace(self, places=np.expand_dims(self.places, axis), shape=np.expand_dims(self.shape, axis))
@@ -130,35 +149,35 @@ class View:
     def beside(views: "list[View]", axis: int) -> "list[Places]":
         """Where the numbers of each view stand in a value in which they lie one after another along an axis.
 
-        Shapes: those of the views, without the samples; axis counts them.
+        Shapes: those of the views, of one sample.
         """
         sizes = [view.places.shape[axis] for view in views]
-        shape = list(views[0].places.shape[1:])
-        shape[axis - 1] = sum(sizes)
+        shape = [views[0].parts, *views[0].places.shape[1:]]
+        shape[axis] = sum(sizes)
         whole = np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
-        return np.split(whole, np.cumsum(sizes)[:-1], axis - 1)
+        return np.split(whole, np.cumsum(sizes)[:-1], axis)
 
     def of_one_sample(self) -> Places:
-        """Places of the first sample's numbers in its part of the base's image.
+        """Places of the first sample's numbers in those of the base.
 
         Raises: NotNative where numbers of several samples are mixed.
         """
-        first: Places = self.places[0]
-        size = math.prod(self.base.shape)
-        mixed = len(self.places) != SAMPLES
-        if mixed or any(not np.array_equal(places, first + sample * size) for sample, places in enumerate(self.places)):
+        first: Places = self.places[: self.parts]
+        size = self.base.parts * math.prod(self.base.shape)
+        if not np.array_equal(self.places, np.concatenate([first + sample * size for sample in range(SAMPLES)])):
             raise NotNative("an order of numbers mixes the samples")
         return first
 
     def settled(self) -> Made:
         """The value: one of the base's image, if all its numbers lie as they would there."""
         base, shape = self.base, self.places.shape[1:]
-        if self.places.size == SAMPLES * math.prod(base.shape) and 1 <= len(shape) <= 4:
+        same = len(self.places) == SAMPLES * base.parts and math.prod(shape) == math.prod(base.shape)
+        if same and shape:
             for tokens in (False, True):
-                made = Made(tuple(shape), image=base.image, tokens=tokens and len(shape) > 1)
+                made = Made(tuple(shape), image=base.image, tokens=tokens and len(shape) > 1, parts=base.parts)
                 if made.channels == base.channels and np.array_equal(View.of(made, 0).places, self.places):
                     return made.lying(base.size)
-        return Made(tuple(shape), view=self)
+        return Made(tuple(shape), view=self, parts=self.parts)
 
 
 def runs_of(source: Places, target: Places) -> Places:

@@ -96,6 +96,15 @@ def _moved_axes(x: Array, a: Arguments) -> list[Array]:
     return [np.moveaxis(x, a["source"], a["destination"])]
 
 
+def _padded(x: Array, a: Arguments) -> list[Array]:
+    mode, given = _MODES[a["mode"]], a["pad"]
+    pairs = [(0, 0)] * (x.ndim - len(given) // 2) + list(zip(given[-2::-2], given[::-2], strict=True))
+    return [np.pad(x, pairs, mode)]
+
+
+_MODES: Mapping[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+
+
 def _roll(x: Array, a: Arguments) -> list[Array]:
     return [np.roll(x, a["shifts"], a.get("dims") or None)]
 
@@ -150,6 +159,7 @@ MOVES: Mapping[str, Move] = {
     "aten.unbind.int": _unbind,
     "aten.expand.default": _expanded,
     "aten.repeat.default": lambda x, a: [np.tile(x, a["repeats"])],
+    "aten.pad.default": _padded,
     "aten.movedim.int": _moved_axes,
     "aten.movedim.intlist": _moved_axes,
     "aten.flip.default": lambda x, a: [np.flip(x, a["dims"])],

@@ -104,6 +104,8 @@ class Image:
     halo: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
     """Top, left, bottom, right."""
     halo_of_ones: bool = False
+    parts: int = 1
+    """Of a sample, such as its windows or frames: each is an image with a halo of its own."""
 
     def widen(self, *needed: int) -> None:
         """Make the halo at least as wide as that. Units: pixels at top, left, bottom, right."""
@@ -191,6 +193,8 @@ class Step:
     sizes: tuple[int, int] = (0, 0)
     """Of a head's queries and keys, and of its values."""
     signs: Signs = Signs.NONE
+    clears: bool = False
+    """Whether a move fills its output with zeros first."""
     runs: Array | None = None
     """What a move copies, in numbers of a sample, its pixels one after another: from, to, how many."""
     weights: Array | None = None

@@ -7,7 +7,7 @@ import numpy as np
 from bnnconvert.artifact.schema import Array
 from bnnconvert.runtime.compile.plan import READS, WRITES, Code, Image, Op, Plan, Step, StepKind
 
-MAGIC = b"bnnplan2"
+MAGIC = b"bnnplan3"
 
 
 def plan_bytes(plan: Plan) -> bytes:
@@ -30,7 +30,7 @@ class _Writer:
         self.integers(len(images))
         for image in images:
             self.integers(image.kind, image.channels, image.height, image.width, *image.halo, image.planes)
-            self.integers(image.halo_of_ones)
+            self.integers(image.halo_of_ones, image.parts)
         self.integers(len(plan.steps))
         for step in plan.steps:
             self.step(step)
@@ -93,6 +93,7 @@ class _Writer:
             case StepKind.MOVE:
                 self.image(step.input)
                 self.image(step.output)
+                self.integers(step.clears)
                 self.blob(step.runs)
             case StepKind.POOL_BITS:
                 self.image(step.input)

@@ -7,7 +7,7 @@ import numpy as np
 from bnnconvert.artifact.schema import Array
 from bnnconvert.runtime.compile.compiler import Compiler, Handler, number
 from bnnconvert.runtime.compile.made import Made
-from bnnconvert.runtime.compile.plan import Code, Image, Kind, NotNative, Op, Step, StepKind, per_channel
+from bnnconvert.runtime.compile.plan import Code, NotNative, Op, Step, StepKind, per_channel
 from bnnconvert.values.program import Node
 
 
@@ -65,7 +65,7 @@ def softmax(*, logarithm: bool) -> Handler:
         axis = int(number(node.arguments["dim"])) % (len(x.shape) + 1)
         if axis != x.axis or node.arguments.get("dtype") is not None:
             raise NotNative("a softmax over another axis than the channels")
-        made = x.like(image=Image(Kind.FLOATS, x.channels, *x.size))
+        made = x.like(image=x.new_image())
         c.steps.append(Step(StepKind.SOFTMAX, c.layer, input=c.stored(x), output=made.image, logarithm=logarithm))
         return made
 

@@ -5,7 +5,7 @@ import numpy as np
 from bnnconvert.artifact.schema import Array
 from bnnconvert.runtime.compile.compiler import Compiler, number
 from bnnconvert.runtime.compile.made import Made
-from bnnconvert.runtime.compile.plan import Code, Dot, Image, Kind, NotNative, Op, Step, StepKind, per_channel
+from bnnconvert.runtime.compile.plan import Code, Dot, NotNative, Op, Step, StepKind, per_channel
 from bnnconvert.values.program import Node
 
 
@@ -69,7 +69,7 @@ def layer_norm(c: Compiler, node: Node) -> Made:
     )
     if a["normalized_shape"] != (x.channels,) or x.axis != len(x.shape):
         raise NotNative("a layer norm over other axes than the channels")
-    made = x.like(image=Image(Kind.FLOATS, x.channels, *x.size))
+    made = x.like(image=x.new_image())
     eps = number(a.get("eps", 1e-5))
     c.steps.append(Step(StepKind.NORMALIZE, c.layer, input=c.stored(x), output=made.image, factor=eps))
     if weight is None and bias is None:

@@ -22,12 +22,13 @@ def arithmetic(name: str) -> Handler:
         if left.constant is None and right.constant is None:
             return _two_values(c, name, left, right, alpha)
         if right.constant is not None and left.constant is None:
-            k = _channelwise(right.constant, left)
+            left, k = _channelwise(c, right.constant, left)
             if name == "div" and not k.all():
                 raise NotNative("a value is divided by zero")
             return scaled(c, left, *_ON_THE_RIGHT[name](k, alpha))
         if left.constant is not None and right.constant is None and name != "div":
-            return scaled(c, right, *_ON_THE_LEFT[name](_channelwise(left.constant, right), alpha))
+            right, k = _channelwise(c, left.constant, right)
+            return scaled(c, right, *_ON_THE_LEFT[name](k, alpha))
         raise NotNative(f"a constant stands on the wrong side of a {name}")
 
     return handle
@@ -58,6 +59,23 @@ def reversed_difference(c: Compiler, node: Node) -> Made:
     return scaled(c, c.value(a["self"]), -number(a.get("alpha", 1)), number(a["other"]))
 
 
+def multiplied_and_added(c: Compiler, node: Node) -> Made:
+    """A value times a factor per channel, and a summand per channel."""
+    a = node.arguments
+    summand, factor, x = (c.value(a[name]) for name in ("self", "tensor1", "tensor2"))
+    if x.constant is not None:
+        factor, x = x, factor
+    if x.constant is not None or factor.constant is None or summand.constant is None:
+        raise NotNative("a product of two values is added")
+    x, k = _channelwise(c, factor.constant, x)
+    return _sum(c, scaled(c, x, k * number(a.get("value", 1)), 0.0), summand.constant)
+
+
+def _sum(c: Compiler, x: Made, constant: Array) -> Made:
+    x, k = _channelwise(c, constant, x)
+    return scaled(c, x, 1.0, k)
+
+
 def _operand(c: Compiler, argument: Argument) -> Made:
     if isinstance(argument, Value | Constant):
         return c.value(argument)
@@ -67,7 +85,9 @@ def _operand(c: Compiler, argument: Argument) -> Made:
 def _two_values(c: Compiler, name: str, left: Made, right: Made, alpha: float) -> Made:
     """The operand that is made last takes the other one into its chain."""
     if name == "div":
-        raise NotNative("a value is divided by another")
+        return _two_values(c, "mul", left, c.extended(right, Op(Code.RECIPROCAL)), alpha)
+    if left.parts != right.parts:
+        raise NotNative("one operand has parts of samples where the other has samples")
     if left.shape == right.shape:
         right = c.lying_like(right, left)
     joins_left = c.order(left) >= c.order(right)
@@ -94,14 +114,16 @@ def _two_values(c: Compiler, name: str, left: Made, right: Made, alpha: float) -
     return c.extended(signed, Op(Code.ADD, image, low=1.0))
 
 
-def _channelwise(constant: Array, x: Made) -> Array:
-    """A constant operand per channel of x, if it varies over channels only."""
+def _channelwise(c: Compiler, constant: Array, x: Made) -> tuple[Made, Array]:
+    """A constant operand per channel of x, if it varies over one axis only; x comes with that axis as its channels."""
     array = np.asarray(constant, np.float64)
     if array.size == 1:
-        return array.reshape(-1)
+        return x, array.reshape(-1)
     if array.ndim > len(x.shape) + 1:
         raise NotNative("a constant operand has more axes than the value")
     full = array.reshape((1,) * (len(x.shape) + 1 - array.ndim) + array.shape)
+    if full.shape[x.axis] == 1:
+        x = c.with_channels(x, last=not x.tokens)
     if full.shape[x.axis] != x.channels or full.size != x.channels:
         raise NotNative("a constant operand varies over more than the channels")
-    return full.reshape(-1)
+    return x, full.reshape(-1)

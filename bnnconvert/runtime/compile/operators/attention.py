@@ -1,10 +1,12 @@
 """Attention over tokens, its heads being parts of their channels."""
 
+import math
+
 import numpy as np
 
 from bnnconvert.runtime.compile.compiler import Compiler, all_of, number
 from bnnconvert.runtime.compile.made import SAMPLES, Made, View
-from bnnconvert.runtime.compile.plan import Heads, Image, Kind, NotNative, Signs, Step, StepKind
+from bnnconvert.runtime.compile.plan import Heads, NotNative, Signs, Step, StepKind
 from bnnconvert.values.program import Node
 
 _OTHER = "attention with a mask, groups or dropout"
@@ -27,18 +29,26 @@ def _attention(c: Compiler, node: Node, signs: Signs) -> Made:
     a = node.arguments
     if a.get("attn_mask", a.get("mask")) is not None:
         raise NotNative(_OTHER)
-    q, k, v = (c.view(a[name]) for name in ("query", "key", "value"))
-    if {view.places.ndim for view in (q, k, v)} != {4}:
-        raise NotNative("attention without heads")
+    q, k, v = (_by_heads(c.view(a[name])) for name in ("query", "key", "value"))
     _, heads, queries, size = q.places.shape
     value_size, scale = v.places.shape[3], a.get("scale")
-    base = Made((queries, heads * value_size), tokens=True, image=Image(Kind.FLOATS, heads * value_size, queries, 1))
+    base = Made((queries, heads * value_size), tokens=True, parts=q.parts)
+    base.image = base.new_image()
     step = Step(StepKind.ATTENTION, c.layer, output=base.image, heads=heads, sizes=(size, value_size), signs=signs)
     step.factor = size**-0.5 if scale is None else number(scale)
     step.operands = (_heads(c, q), _heads(c, k), _heads(c, v))
     c.bare += [(image, c.at) for image in step.images()]
     c.steps.append(step)
-    return View.of(base, c.at).turned((queries, heads, value_size), (0, 2, 1, 3)).settled()
+    made = View.of(base, c.at).turned((queries, heads, value_size), (0, 2, 1, 3))
+    return made.of_shape(node.outputs[0].sized(1)).settled()
+
+
+def _by_heads(view: View) -> View:
+    """Heads on the second of four axes; what stands before them are parts of a sample."""
+    if view.places.ndim == 3:
+        return view.with_axis(1)
+    *ahead, heads, tokens, size = view.places.shape
+    return view.of_shape((math.prod(ahead) // SAMPLES, heads, tokens, size))
 
 
 def _heads(c: Compiler, view: View) -> Heads:
@@ -50,11 +60,10 @@ def _heads(c: Compiler, view: View) -> Heads:
     steps = (int(np.prod(base.shape)), stride, base.channels, 1)
     expected = first + sum(np.ogrid[tuple(slice(n) for n in places.shape)][axis] * by for axis, by in enumerate(steps))
     is_inside = stride >= 0 and first + (heads - 1) * stride + size <= base.channels
-    if not (
-        samples == SAMPLES and is_inside and tokens * base.channels == steps[0] and np.array_equal(places, expected)
-    ):
-        side_by_side = Made((tokens, heads * size), tokens=True)
-        moved = Made(side_by_side.shape)
+    is_whole = samples == SAMPLES * base.parts and tokens * base.channels == steps[0]
+    if not (is_whole and is_inside and np.array_equal(places, expected)):
+        side_by_side = Made((tokens, heads * size), tokens=True, parts=view.parts)
+        moved = Made(side_by_side.shape, parts=view.parts)
         c.join(moved, [(view.turned((heads, tokens, size), (0, 2, 1, 3)), all_of(moved))], [side_by_side])
         assert moved.image is not None
         return Heads(moved.image, 0, size)

@@ -32,7 +32,7 @@ def encode(c: Compiler, node: Node) -> Made:
     planes, _, levels = thresholds.shape
     if x.axis != 1:
         raise NotNative("the channels of an encoding lie on another axis than the second")
-    bits = Image(Kind.BITS, x.channels, *x.size, planes=planes)
+    bits = x.new_image(Kind.BITS, planes)
     made = x.of_channels(planes * x.channels, image=bits)
     rows = np.broadcast_to(thresholds, (planes, x.channels, levels))
     starts = np.broadcast_to(start, (planes, x.channels))
@@ -43,7 +43,8 @@ def encode(c: Compiler, node: Node) -> Made:
             return made
         layer = _pooled_layer(c, x, step)
         if layer is not None:
-            early = Image(Kind.BITS, x.channels, *layer.geometry.out if layer.geometry else ())
+            assert layer.geometry is not None
+            early = Image(Kind.BITS, x.channels, *layer.geometry.out, parts=x.parts)
             _take_thresholds(layer, rows[0, :, 0], starts[0], early)
             falling = np.packbits(np.pad(starts[0], (0, -x.channels % 32)), bitorder="little")
             step.kind, step.input, step.output, step.weights = StepKind.POOL_BITS, early, bits, falling
@@ -86,9 +87,9 @@ def quantize(c: Compiler, node: Node) -> Made:
     factor = number(node.arguments["factor"])
     source = next((s for s in c.steps if s.kind == StepKind.INPUT and s.output is x.image), None)
     if source is not None and not source.tokens and not c.is_read(x.image) and not c.is_used_later(x):
-        source.output, source.factor = Image(Kind.BYTES, x.channels, *x.size), factor
+        source.output, source.factor = x.new_image(Kind.BYTES), factor
         return x.like(image=source.output)
     step = c.ending_with(x)
-    image = Image(Kind.BYTES, x.channels, *x.size)
+    image = x.new_image(Kind.BYTES)
     step.chain.append(Op(Code.QUANTIZE, image, low=factor))
     return x.like(image=image)

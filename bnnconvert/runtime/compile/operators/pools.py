@@ -16,7 +16,7 @@ def pool(reduce: Reduce, rank: int = 2) -> Handler:
         x = c.as_grid(c.value(a["self"]))
         kernel = pair(a["kernel_size"], first=1 if rank == 1 else None)
         lay = geometry(node, kernel, x.grid, stride=kernel, rank=rank)
-        made = Made((x.channels, *lay.out[2 - rank :]))
+        made = Made((x.channels, *lay.out[2 - rank :]), parts=x.parts)
         if x.image is not None and x.image.kind != Kind.FLOATS:
             raise NotNative("a pool of signs")
         step = Step(StepKind.WINDOW, c.layer, input=c.stored(x), geometry=lay, reduce=reduce)
@@ -54,7 +54,7 @@ def _adaptive(c: Compiler, node: Node, out: tuple[int, int], *, rank: int) -> Ma
     x = c.as_grid(c.value(node.arguments["self"]))
     if any(n % o for n, o in zip(x.grid, out, strict=True)):
         raise NotNative("the windows of an adaptive pool differ in size")
-    return _average(c, x, out, Made((x.channels, *out[2 - rank :])))
+    return _average(c, x, out, Made((x.channels, *out[2 - rank :]), parts=x.parts))
 
 
 def adaptive_avg_pool3d(c: Compiler, node: Node) -> Made:
@@ -63,7 +63,7 @@ def adaptive_avg_pool3d(c: Compiler, node: Node) -> Made:
     out = node.arguments["output_size"]
     if any(size != 1 for size in (out if isinstance(out, tuple) else (out,))):
         raise NotNative("the average over parts of a volume")
-    return _average(c, x, (1, 1), Made((x.channels, 1, 1, 1)))
+    return _average(c, x, (1, 1), Made((x.channels, 1, 1, 1), parts=x.parts))
 
 
 def mean(c: Compiler, node: Node) -> Made:
@@ -71,11 +71,13 @@ def mean(c: Compiler, node: Node) -> Made:
     x, dims = c.value(node.arguments["self"]), node.arguments["dim"]
     rank = len(x.shape) + 1
     given = {int(number(d)) % rank for d in dims} if isinstance(dims, tuple) else set()
+    if rank > 2 and given in (set(range(2, rank)), set(range(1, rank - 1))):
+        x = c.with_channels(x, last=given == set(range(1, rank - 1)))
     if given != set(range(1, rank)) - {x.axis} or node.arguments.get("dtype") is not None:
         raise NotNative("a mean is taken over other axes than the image's")
     keeps = bool(node.arguments.get("keepdim", False))
     one_pixel = tuple(d if axis == x.axis else 1 for axis, d in enumerate(x.shape, 1))
-    made = Made(one_pixel, tokens=x.tokens) if keeps else Made((x.channels,))
+    made = Made(one_pixel, tokens=x.tokens, parts=x.parts) if keeps else Made((x.channels,), parts=x.parts)
     return _average(c, x, (1, 1), made)
 
 

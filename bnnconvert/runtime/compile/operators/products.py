@@ -60,7 +60,7 @@ def _binary(
         pads_zero=pads_zero,
         weights=weight,
     )
-    made = Made((bits.planes * planes * outputs, *lay.out)[:rank])
+    made = Made((bits.planes * planes * outputs, *lay.out)[:rank], parts=bits.parts)
     c.start(step, made)
     return made
 
@@ -91,7 +91,7 @@ def int8_linear(c: Compiler, node: Node) -> Made:
 def _bytes(c: Compiler, image: Image, weight: Array, lay: Geometry, *, groups: int, rank: int) -> Made:
     rows = np.ascontiguousarray(weight)
     step = Step(StepKind.CONV, c.layer, input=image, geometry=lay, dot=Dot.BYTES, groups=groups, weights=rows)
-    made = Made((len(rows), *lay.out)[:rank])
+    made = Made((len(rows), *lay.out)[:rank], parts=image.parts)
     c.start(step, made)
     return made
 
@@ -120,7 +120,7 @@ def _convolved(c: Compiler, node: Node, x: Made, weight: Array, lay: Geometry) -
     if per_group * groups != x.channels or outputs % groups:
         raise NotNative("the channels of a convolution do not fit its weight")
     image = c.stored(x)
-    made = Made((outputs, *lay.out) if len(x.shape) == 3 else (outputs, lay.out[1]))
+    made = Made((outputs, *lay.out) if len(x.shape) == 3 else (outputs, lay.out[1]), parts=x.parts)
     if groups == x.channels == outputs and groups > 1:
         rows = per_channel(weight.reshape(outputs, -1).T)
         step = Step(StepKind.WINDOW, c.layer, input=image, geometry=lay, reduce=Reduce.WEIGHTED, weights=rows)
@@ -159,7 +159,7 @@ def signed_conv2d(c: Compiler, node: Node) -> Made:
         raise NotNative("several weight planes with float input")
     lay, image = geometry(node, pair(a["kernel"]), x.grid), c.stored(x)
     _pad(image, lay, ones=a["pad_bit"] == "one")
-    groups, made = int(number(a["groups"])), Made((weight.shape[1], *lay.out))
+    groups, made = int(number(a["groups"])), Made((weight.shape[1], *lay.out), parts=x.parts)
     step = Step(StepKind.CONV, c.layer, input=image, geometry=lay, dot=Dot.SIGNS, groups=groups, weights=weight)
     c.start(step, made)
     return made
@@ -201,7 +201,7 @@ def _masked(c: Compiler, node: Node, image: Image, weight: Array, lay: Geometry,
     assert bias is not None
     rows, summand = np.ascontiguousarray(weight), per_channel(bias)
     step = Step(StepKind.MASKED, c.layer, input=image, mask=mask, geometry=lay, weights=rows, bias=summand)
-    made = Made((len(rows), *lay.out)[:rank])
+    made = Made((len(rows), *lay.out)[:rank], parts=image.parts)
     c.start(step, made)
     return made
 

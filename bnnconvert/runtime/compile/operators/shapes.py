@@ -3,11 +3,11 @@
 import math
 from collections.abc import Sequence
 
-from bnnconvert.runtime.compile.compiler import Compiler, Handler, number
+from bnnconvert.runtime.compile.compiler import Compiler, Handler, all_of, number
 from bnnconvert.runtime.compile.made import Made, View
 from bnnconvert.runtime.compile.moves import moved
 from bnnconvert.runtime.compile.order import axes_after
-from bnnconvert.runtime.compile.plan import Code, Image, Kind, NotNative, Op, Step, StepKind
+from bnnconvert.runtime.compile.plan import Code, Kind, NotNative, Op, Step, StepKind
 from bnnconvert.values.program import Argument, Batch, Node, Value
 
 
@@ -23,16 +23,18 @@ def reshape(c: Compiler, node: Node) -> Made:
             raise NotNative("a constant takes a shape that depends on the batch")
         return Made(tuple(sizes), constant=x.constant.reshape(sizes))
     shape = tuple(d for d in declared[1:] if isinstance(d, int))
-    if math.prod(shape) != math.prod(x.shape) or not 1 <= len(shape) <= 4:
+    if declared[0] != Batch(batch=x.parts):
+        raise NotNative(f"{x.parts} parts of a sample become {declared[0]}")
+    if math.prod(shape) != math.prod(x.shape) or not shape:
         raise NotNative(f"the shape {x.shape} becomes {shape}")
-    after = Made(shape, tokens=x.tokens and len(shape) > 1)
+    after = Made(shape, tokens=x.tokens and len(shape) > 1, parts=x.parts)
     if x.channels == after.channels:
         return _renamed(c, x, after)
     if x.tokens:
         raise NotNative(f"tokens of the shape {x.shape} become {shape}")
     if x.image is not None and x.image.kind != Kind.FLOATS:
         raise NotNative("bits take another shape")
-    after.image = Image(Kind.FLOATS, after.channels, *after.size)
+    after.image = after.new_image()
     c.steps.append(Step(StepKind.COPY, c.layer, input=c.stored(x), output=after.image))
     return after
 
@@ -44,7 +46,8 @@ def reordered(c: Compiler, node: Node) -> Made:
     pixels = [axis for axis in axes[1:] if axis != x.axis]
     if x.constant is not None or axes[0] != 0 or pixels != sorted(pixels) or x.axis not in (axes[1], axes[-1]):
         raise NotNative(f"the axes of {x.shape} take the order {axes}")
-    after = Made(tuple(x.shape[axis - 1] for axis in axes[1:]), tokens=len(axes) > 2 and axes[-1] == x.axis)
+    tokens = len(axes) > 2 and axes[-1] == x.axis
+    after = Made(tuple(x.shape[axis - 1] for axis in axes[1:]), tokens=tokens, parts=x.parts)
     return _renamed(c, x, after)
 
 
@@ -102,7 +105,7 @@ def cat(c: Compiler, node: Node) -> Made:
     operands = [c.value(argument) for argument in parts]
     first = operands[0]
     made = first.of_channels(sum(x.channels for x in operands))
-    made.image, channel = Image(Kind.FLOATS, made.channels, *made.size), 0
+    made.image, channel = made.new_image(), 0
     for x in operands:
         c.ending_with(x).chain.append(Op(Code.STORE, made.image, channel=channel))
         channel += x.channels
@@ -127,13 +130,47 @@ def _joined(c: Compiler, node: Node, views: list[View], axis: int) -> Made:
     if axis == 0:
         raise NotNative("samples are put beside each other")
     spec = node.outputs[0]
-    made = Made(spec.sized(1)[1:])
+    made = Made(spec.sized(1)[1:], parts=views[0].parts)
+    parts = list(zip(views, View.beside(views, axis), strict=True))
     sides = [True] if spec.name in c.as_tokens else [False, True][: len(made.shape)]
-    orders = [Made(made.shape, tokens=side) for side in sides]
-    c.join(made, list(zip(views, View.beside(views, axis), strict=True)), orders)
+    orders = [made.ordered(tokens=side) for side in sides]
+    c.join(made, parts, orders)
     return made
 
 
-def _placed(x: Made) -> tuple[bool, tuple[int, ...], tuple[int, int]]:
+def pad(c: Compiler, node: Node) -> Made | list[Made]:
+    """A value with zeros around it, or with numbers of its own."""
+    a, spec = node.arguments, node.outputs[0]
+    given, fill = a["pad"], a.get("value")
+    if a.get("mode", "constant") != "constant":
+        return moving()(c, node)
+    if not isinstance(given, tuple) or (fill is not None and number(fill) != 0):
+        raise NotNative("a value is padded with other numbers than 0")
+    view = c.view(a["self"])
+    widths = [int(number(width)) for width in given]
+    pairs = [(0, 0)] * (view.places.ndim - len(widths) // 2) + list(zip(widths[-2::-2], widths[::-2], strict=True))
+    if min(widths) < 0 or any(pairs[0]):
+        raise NotNative("a pad takes numbers away, or adds samples")
+    made = Made(tuple(n + sum(p) for n, p in zip(view.places.shape[1:], pairs[1:], strict=True)), parts=view.parts)
+    inside = tuple(slice(p[0], n + p[0]) for n, p in zip(view.places.shape[1:], pairs[1:], strict=True))
+    places = all_of(made).reshape(made.parts, *made.shape)[(slice(None), *inside)]
+    sides = [True] if spec.name in c.as_tokens else [False, True][: len(made.shape)]
+    c.join(made, [(view, places)], [made.ordered(tokens=side) for side in sides], rest=True)
+    return made
+
+
+def shaped_like(op: str, name: str) -> Handler:
+    """An operator that takes a shape, in place of one that takes a value of that shape."""
+
+    def handle(c: Compiler, node: Node) -> Made | list[Made]:
+        other = node.arguments["other"]
+        assert isinstance(other, Value)
+        arguments = {"self": node.arguments["self"], name: c.specs[other.value].shape}
+        return c.handlers[op](c, node.model_copy(update={"op": op, "arguments": arguments}))
+
+    return handle
+
+
+def _placed(x: Made) -> tuple[bool, int, tuple[int, ...], tuple[int, int]]:
     """How the pixels of a value lie."""
-    return x.tokens, x.pixels, x.size
+    return x.tokens, x.parts, x.pixels, x.size

@@ -7,7 +7,7 @@ from bnnconvert.runtime.compile.compiler import Handler
 from bnnconvert.runtime.compile.moves import MOVES
 from bnnconvert.runtime.compile.operators.activations import clamp, gelu, leaky_relu, prelu, softmax, unary
 from bnnconvert.runtime.compile.operators.affine import affine, batch_norm, layer_norm, negative
-from bnnconvert.runtime.compile.operators.arithmetic import arithmetic, reversed_difference
+from bnnconvert.runtime.compile.operators.arithmetic import arithmetic, multiplied_and_added, reversed_difference
 from bnnconvert.runtime.compile.operators.attention import attention, binary_attention
 from bnnconvert.runtime.compile.operators.encode import encode, quantize
 from bnnconvert.runtime.compile.operators.pools import (
@@ -30,7 +30,7 @@ from bnnconvert.runtime.compile.operators.products import (
     signed_conv2d,
     signed_linear,
 )
-from bnnconvert.runtime.compile.operators.shapes import cat, moving, reordered, reshape, same, stack
+from bnnconvert.runtime.compile.operators.shapes import cat, moving, pad, reordered, reshape, same, shaped_like, stack
 from bnnconvert.runtime.compile.plan import Code, Reduce
 
 HANDLERS: Mapping[str, Handler] = {
@@ -107,5 +107,11 @@ HANDLERS: Mapping[str, Handler] = {
     "aten.cat.default": cat,
     "aten.concat.default": cat,
     "aten.stack.default": stack,
+    "aten.pad.default": pad,
+    "aten.constant_pad_nd.default": pad,
+    "aten.reshape_as.default": shaped_like("aten.reshape.default", "shape"),
+    "aten.view_as.default": shaped_like("aten.reshape.default", "shape"),
+    "aten.expand_as.default": shaped_like("aten.expand.default", "size"),
+    "aten.addcmul.default": multiplied_and_added,
 }
 """Operators that the engine runs."""

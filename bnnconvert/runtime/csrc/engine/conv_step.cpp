@@ -41,11 +41,12 @@ ConvWeights elements_of(const StepSpec& step) {
 class ConvStep : public BandStep {
   public:
     ConvStep(const StepSpec& step, const Build& build)
-        : conv_(make(step, build)), dot_(step.conv.dot), height_(step.conv.height), width_(step.conv.width) {
+        : conv_(make(step, build)), dot_(step.conv.dot), height_(step.conv.height), width_(step.conv.width),
+          parts_(step.parts) {
         const ConvShape& s = step.conv;
         key_ = {static_cast<int>(s.dot), s.channels, s.outputs, s.groups, s.input_planes, s.weight_planes, s.kernel_h,
                 s.kernel_w, s.stride_h, s.stride_w, s.dilation_h, s.dilation_w, s.height, s.width,
-                step.thresholds.bytes > 0, step.bias.bytes > 0, static_cast<int>(step.chain.size())};
+                step.thresholds.bytes > 0, step.bias.bytes > 0, static_cast<int>(step.chain.size()), step.parts};
     }
 
     const char* kernel() const override {
@@ -114,7 +115,7 @@ class ConvStep : public BandStep {
         const double enough = kEqual * std::min_element(looks.begin(), looks.end())->first;
         const ConvTile* best = nullptr;
         for (const auto& [least, tile] : looks)
-            if (least <= enough && (!best || tile < best)) best = tile, seconds = least * static_cast<double>(pixels) / static_cast<double>(some);
+            if (least <= enough && (!best || tile < best)) best = tile, seconds = least * parts_ * static_cast<double>(pixels) / static_cast<double>(some);
         return best;
     }
 
@@ -134,7 +135,7 @@ class ConvStep : public BandStep {
 
     Conv conv_;
     Dot dot_;
-    int height_, width_;
+    int height_, width_, parts_;
     std::vector<int> key_;
 };
 

@@ -20,7 +20,7 @@ constexpr double kWorthThreads = 30e-6;  // seconds; waking a thread takes a few
 bool same_layout(const ImageSpec& a, const ImageSpec& b) {
     return a.kind == b.kind && a.channels == b.channels && a.height == b.height && a.width == b.width &&
            a.top == b.top && a.left == b.left && a.bottom == b.bottom && a.right == b.right && a.planes == b.planes &&
-           a.halo_of_ones == b.halo_of_ones;
+           a.halo_of_ones == b.halo_of_ones && a.parts == b.parts;
 }
 
 // Whether a chain may write `written` over `other`: it has read every number of it just before, and nothing else reads
@@ -59,7 +59,7 @@ void fill_halo(const ImageSpec& spec, Array<uint32_t>& buffer) {
 void Step::tune(Pool& pool, Tuning&) {
     for (int i = 0; i < 2; i++) {
         const double start = now();
-        run(1, pool);
+        run(parts, pool);
         const double took = now() - start;
         if (i == 0 || took < seconds) seconds = took;
     }
@@ -114,7 +114,7 @@ void Engine::plan_memory(const Plan& plan) {
     }
     for (size_t i = 0; i < count; i++) {
         const ImageSpec& spec = plan.images[i];
-        Image image{nullptr, spec.sample(), spec.row(), spec.pixel()};
+        Image image{nullptr, spec.part(), spec.row(), spec.pixel()};
         if (buffer_of[i] >= 0)
             image.data = buffers_[static_cast<size_t>(buffer_of[i])].data() + spec.top * spec.row() +
                          spec.left * spec.pixel();
@@ -151,7 +151,8 @@ void Engine::build(const Plan& plan, int tile) {
         else
             step = make_step(spec, build);
         step->layer = spec.name;
-        const int64_t size = int64_t{spec.channels} * spec.height * spec.width;
+        step->parts = spec.kind == StepKind::move ? 1 : spec.parts;
+        const int64_t size = int64_t{spec.channels} * spec.height * spec.width * spec.parts;
         if (spec.kind == StepKind::input) input_sizes_.push_back(size);
         if (spec.kind == StepKind::output) output_sizes_.push_back(size);
         const bool is_edge = spec.kind == StepKind::input || spec.kind == StepKind::output;
@@ -179,7 +180,7 @@ void Engine::run(int64_t samples, const float* const* inputs, float* const* outp
         for (const auto& step : steps_) {
             step->is_parallel = step->seconds * count > worth_threads_;
             const double start = measures ? now() : 0;
-            step->run(count, pool_);
+            step->run(count * step->parts, pool_);
             if (measures) step->measured = step->measured + now() - start;
         }
     }

@@ -35,6 +35,7 @@ class Step {
     virtual void tune(Pool& pool, Tuning& tuning);
 
     std::string layer;
+    int parts = 1;  // of a sample: `run` gets so many times its number of samples
     double seconds = 0;  // of one sample and one thread, when it was tuned
     std::atomic<double> measured{0};  // of the last run
     bool is_parallel = true;

@@ -23,6 +23,7 @@ struct ImageSpec {
     int top, left, bottom, right;  // halo
     int planes;                    // bits only
     bool halo_of_ones;             // else of zeros
+    int parts;                     // of a sample, such as its windows or frames, each with a halo of its own
 
     // Elements of 32 bits of one pixel.
     int64_t pixel() const {
@@ -30,7 +31,8 @@ struct ImageSpec {
         return kind == Kind::bits ? int64_t{planes} * ((channels + 31) / 32) : (channels + 3) / 4;
     }
     int64_t row() const { return (int64_t{left} + width + right) * pixel(); }
-    int64_t sample() const { return (int64_t{top} + height + bottom) * row(); }
+    int64_t part() const { return (int64_t{top} + height + bottom) * row(); }
+    int64_t sample() const { return parts * part(); }
 };
 
 // Part of the plan's blob, of elements of a known size.
@@ -68,9 +70,11 @@ struct StepSpec {
     HeadsSpec operands[3];        // queries, keys, values
     int heads = 0, head_size = 0, value_size = 0;
     Signs signs{};                // which products of attention are of signs
+    bool clears = false;          // the output, before a move
     Blob runs;                    // of a move: from, to, how many; numbers of a sample, halos not counted
     int height = 0, width = 0;    // of the positions that the chain runs over
     int channels = 0;             // that it runs over
+    int parts = 0;                // of a sample, which it works on one by one; of a move those of its output
     ConvShape conv{};
     Blob weights, scale, bias, thresholds, start;
     Reduce reduce{};

@@ -11,7 +11,7 @@
 namespace bnn {
 namespace {
 
-constexpr int64_t kMagic = 0x326e616c706e6e62;  // "bnnplan2"
+constexpr int64_t kMagic = 0x336e616c706e6e62;  // "bnnplan3"
 constexpr int64_t kMaxImages = 1 << 16, kMaxSteps = 1 << 16, kMaxChain = 1 << 16;
 constexpr int64_t kMaxSize = 1 << 24, kMaxHalo = 1 << 16, kMaxElements = int64_t{1} << 28;
 constexpr int64_t kMaxTaps = 1 << 20, kMaxBytes = 1 << 16;
@@ -78,10 +78,12 @@ ImageSpec read_image(Words& words) {
     for (int* halo : {&image.top, &image.left, &image.bottom, &image.right}) *halo = words.number(0, kMaxHalo, "a halo");
     image.planes = words.number(1, 64, "the planes of an image");
     image.halo_of_ones = words.number(0, 1, "the halo's kind");
+    image.parts = words.number(1, kMaxSize, "the parts of an image");
     if (image.kind != Kind::bits && image.planes != 1) throw PlanError("only bits have planes");
     if (image.kind == Kind::bytes && image.halo_of_ones) throw PlanError("bytes have no halo of ones");
     const double elements = (double(image.top) + image.height + image.bottom) *
-                            (double(image.left) + image.width + image.right) * static_cast<double>(image.pixel());
+                            (double(image.left) + image.width + image.right) * static_cast<double>(image.pixel()) *
+                            image.parts;
     if (elements > static_cast<double>(kMaxElements)) throw PlanError("an image has more than 2^28 elements");
     return image;
 }
@@ -121,7 +123,14 @@ class StepReader {
 
     int image(Kind kind) {
         const int number = words_.number(0, static_cast<int64_t>(plan_.images.size()) - 1, "an image's number");
-        if (spec(number).kind != kind) throw PlanError(where() + "reads or writes an image of another kind");
+        require(spec(number).kind == kind, "reads or writes an image of another kind");
+        return with_parts(number);
+    }
+
+    int with_parts(int number) {
+        require(step_.parts == 0 || step_.parts == spec(number).parts || step_.kind == StepKind::move,
+                "its images have different numbers of parts");
+        step_.parts = spec(number).parts;
         return number;
     }
 
@@ -141,7 +150,7 @@ class StepReader {
             step_.is_tokens = words_.number(0, 1, "the order of a way out");
             return take_positions(spec(step_.input));
         }
-        step_.output = words_.number(0, static_cast<int64_t>(plan_.images.size()) - 1, "an image's number");
+        step_.output = with_parts(words_.number(0, static_cast<int64_t>(plan_.images.size()) - 1, "an image's number"));
         step_.factor = words_.real();
         step_.is_tokens = words_.number(0, 1, "the order of a way in");
         require(spec(step_.output).kind != Kind::bits, "the way in takes no signs");
@@ -319,8 +328,11 @@ class StepReader {
 
     void read_move() {
         step_.input = image(Kind::floats), step_.output = image(Kind::floats);
-        const auto numbers = [](const ImageSpec& image) { return int64_t{image.channels} * image.height * image.width; };
+        const auto numbers = [](const ImageSpec& image) {
+            return int64_t{image.channels} * image.height * image.width * image.parts;
+        };
         const int64_t from = numbers(spec(step_.input)), to = numbers(spec(step_.output));
+        step_.clears = words_.number(0, 1, "whether a move clears");
         step_.runs = words_.blob(-1, "a run");
         require(step_.input != step_.output, "it moves numbers within an image");
         require(step_.runs.bytes % kRunBytes == 0, "its runs are not whole");

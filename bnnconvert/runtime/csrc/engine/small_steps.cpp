@@ -30,8 +30,8 @@ class Edge : public Step {
         : channels_(step.channels), height_(step.height), width_(step.width), number_(number), is_input_(is_input),
           image_(build.image(is_input ? step.output : step.input)), edges_(build.edges),
           rows_(build.kernels.rows), takes_bytes_(is_input && build.spec(step.output).kind == Kind::bytes),
-          is_tokens_(step.is_tokens), factor_(step.factor) {
-        seconds = kSecondsPerNumber * channels_ * height_ * width_;
+          is_tokens_(step.is_tokens), factor_(step.factor), parts_(step.parts) {
+        seconds = kSecondsPerNumber * channels_ * height_ * width_ * parts_;
     }
 
     const char* kernel() const override { return is_input_ ? "input" : "output"; }
@@ -42,8 +42,8 @@ class Edge : public Step {
             const Place place{static_cast<int32_t>(row / height_), static_cast<int32_t>(row % height_), 0};
             uint32_t* elements = at(image_, place);
             float* ours = floats(elements);
-            if (is_tokens_) return copy_tokens(ours, (edges_.first + place.sample) * size + place.y * numbers());
-            const int64_t theirs = (edges_.first + place.sample) * size + int64_t{place.y} * width_;
+            if (is_tokens_) return copy_tokens(ours, (edges_.first * parts_ + place.sample) * size + place.y * numbers());
+            const int64_t theirs = (edges_.first * parts_ + place.sample) * size + int64_t{place.y} * width_;
             if (is_input_ && takes_bytes_)
                 rows_.interleave_bytes(edges_.inputs[number_] + theirs, plane, channels_, width_, factor_, elements);
             else if (is_input_)
@@ -73,6 +73,7 @@ class Edge : public Step {
     const RowKernels& rows_;
     bool takes_bytes_, is_tokens_;
     float factor_;
+    int64_t parts_;
 };
 
 // What becomes of the channels of each pixel: softmax, or mean 0 and variance 1.
@@ -180,6 +181,11 @@ class Move : public Step {
     Move(const StepSpec& step, const Build& build)
         : input_(build.image(step.input)), output_(build.image(step.output)) {
         const ImageSpec &from = build.spec(step.input), &to = build.spec(step.output);
+        input_.sample = from.sample(), output_.sample = to.sample();
+        if (step.clears) {
+            rows_ = int64_t{to.parts} * to.height, row_ = int64_t{to.width} * to.channels;
+            for (int64_t row = 0; row < rows_; row++) cleared_.push_back(place(to, row * row_).first);
+        }
         const int32_t* run = step.runs.as<int32_t>();
         for (int64_t i = 0; i < step.runs.bytes / kRunBytes; i++, run += 3) {
             // Rows are whole in memory, between them lies a halo.
@@ -201,6 +207,9 @@ class Move : public Step {
     const char* kernel() const override { return "move"; }
 
     void run(int samples, Pool& pool) override {
+        for (int64_t sample = 0; sample < samples; sample++)
+            for (int64_t row : cleared_)
+                std::memset(output_.data + sample * output_.sample + row, 0, sizeof(uint32_t) * static_cast<size_t>(row_));
         const auto runs = static_cast<int64_t>(runs_.size());
         const int64_t parts = is_parallel ? std::clamp<int64_t>(runs / kRunsPerPart, 1, pool.threads()) : 1;
         share_rows(samples * parts, is_parallel, pool, [&](int64_t row) {
@@ -225,12 +234,14 @@ class Move : public Step {
 
     // Where a number lies behind the first of its sample, and how many follow to the end of its row.
     static std::pair<int64_t, int64_t> place(const ImageSpec& image, int64_t number) {
-        const int64_t row = int64_t{image.width} * image.channels;
-        return {number / row * image.row() + number % row, row - number % row};
+        const int64_t row = int64_t{image.width} * image.channels, part = row * image.height, inside = number % part;
+        return {number / part * image.part() + inside / row * image.row() + inside % row, row - inside % row};
     }
 
     Image input_, output_;
     std::vector<Run> runs_;
+    std::vector<int64_t> cleared_;  // rows of the output
+    int64_t rows_ = 0, row_ = 0;    // how many, and the numbers of one
 };
 
 }  // namespace
