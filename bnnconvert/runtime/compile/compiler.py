@@ -78,6 +78,17 @@ class Compiler:
         self.stored(made)
         return View.of(made, self.at)
 
+    def same_for_all(self, numbers: Array, order: Made) -> Made:
+        """A value with the same numbers for all samples, which lies like another one of its shape.
+
+        Shapes: numbers (parts, ...).
+        """
+        made = order.like(image=order.new_image())
+        laid = numbers if order.tokens else np.moveaxis(numbers, 1, -1)
+        step = Step(StepKind.CONSTANT, self.layer, output=made.image, weights=laid.astype(np.float32))
+        self.steps.append(step)
+        return made
+
     def lying_like(self, made: Made, order: Made) -> Made:
         """The same value where it lies as another one, of its shape, does; it is moved where it does not."""
         if made.tokens == order.tokens and made.size == order.size:

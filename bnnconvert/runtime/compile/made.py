@@ -15,7 +15,7 @@ from bnnconvert.values.program import Node
 Places = npt.NDArray[np.int32]
 SAMPLES = 2
 """With so many, an order that mixes samples shows."""
-LARGEST = 2**22
+LARGEST = 2**24
 """Numbers of a value whose places are worked out one by one."""
 
 

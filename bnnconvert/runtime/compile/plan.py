@@ -72,6 +72,7 @@ class StepKind(IntEnum):
     NORMALIZE = 9
     ATTENTION = 10
     MOVE = 11
+    CONSTANT = 12
 
 
 class Dot(IntEnum):

@@ -90,6 +90,9 @@ class _Writer:
                     self.integers(step.logarithm)
                 if step.kind == StepKind.NORMALIZE:
                     self.reals(step.factor)
+            case StepKind.CONSTANT:
+                self.image(step.output)
+                self.blob(step.weights)
             case StepKind.MOVE:
                 self.image(step.input)
                 self.image(step.output)

@@ -19,6 +19,10 @@ def arithmetic(name: str) -> Handler:
     def handle(c: Compiler, node: Node) -> Made:
         alpha = number(node.arguments.get("alpha", 1))
         left, right = (_operand(c, node.arguments[side]) for side in ("self", "other"))
+        if left.constant is None:
+            right = _as_value(c, right, left)
+        elif right.constant is None:
+            left = _as_value(c, left, right)
         if left.constant is None and right.constant is None:
             return _two_values(c, name, left, right, alpha)
         if right.constant is not None and left.constant is None:
@@ -80,6 +84,18 @@ def _operand(c: Compiler, argument: Argument) -> Made:
     if isinstance(argument, Value | Constant):
         return c.value(argument)
     return Made((), constant=np.asarray(number(argument)))
+
+
+def _as_value(c: Compiler, constant: Made, x: Made) -> Made:
+    """A constant that varies over more than channels as a value in the places of another one; any other as it is."""
+    numbers, rank = constant.constant, len(x.shape) + 1
+    if numbers is None or numbers.ndim > rank:
+        return constant
+    full = numbers.reshape((1,) * (rank - numbers.ndim) + numbers.shape)
+    varies = [axis for axis, size in enumerate(full.shape) if size > 1]
+    if varies in ([], [1], [rank - 1]):
+        return constant
+    return c.same_for_all(np.broadcast_to(full, (x.parts, *x.shape)), x)
 
 
 def _two_values(c: Compiler, name: str, left: Made, right: Made, alpha: float) -> Made:

@@ -3,8 +3,11 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
+from bnnconvert.artifact.schema import Array
 from bnnconvert.runtime.compile.compiler import Compiler, Handler, all_of, number
-from bnnconvert.runtime.compile.made import Made, View
+from bnnconvert.runtime.compile.made import SAMPLES, Made, View
 from bnnconvert.runtime.compile.moves import moved
 from bnnconvert.runtime.compile.order import axes_after
 from bnnconvert.runtime.compile.plan import Code, Kind, NotNative, Op, Step, StepKind
@@ -65,11 +68,23 @@ def moving(handler: Handler | None = None) -> Handler:
                     raise
         if source.constant is not None:
             if any(isinstance(size, Batch) for spec in node.outputs for size in spec.shape):
-                raise NotNative("a constant takes a shape that depends on the batch")
+                return _for_all(c, node, source.constant)
             return [Made(part.shape, constant=part) for part in moved(node, source.constant, 1)]
         return [view.settled() for view in c.view(argument).moved(node, c.at)]
 
     return handle
+
+
+def _for_all(c: Compiler, node: Node, constant: Array) -> list[Made]:
+    """A constant that becomes one of each sample."""
+    (spec,), (several,) = node.outputs, moved(node, constant, SAMPLES)
+    if len(spec.shape) < 2 or not isinstance(spec.shape[0], Batch):
+        raise NotNative("a constant takes a shape that depends on the batch")
+    parts = several.reshape(SAMPLES, -1, *several.shape[1:])
+    if not np.array_equal(parts[0], parts[1]):
+        raise NotNative("a constant differs between samples")
+    tokens = spec.name in c.as_tokens
+    return [c.same_for_all(parts[0], Made(several.shape[1:], tokens=tokens, parts=len(parts[0])))]
 
 
 def same(c: Compiler, node: Node) -> Made:

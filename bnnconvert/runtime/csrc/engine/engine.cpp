@@ -136,6 +136,7 @@ std::unique_ptr<Step> Engine::make_step(const StepSpec& step, const Build& build
         case StepKind::pool_bits: return make_pool_bits(step, build);
         case StepKind::copy: return make_copy(step, build);
         case StepKind::move: return make_move(step, build);
+        case StepKind::constant: return make_constant(step, build);
     }
     return nullptr;
 }

@@ -54,7 +54,7 @@ struct ChainSpec {
     Blob a, b, start;
 };
 
-enum class StepKind : uint8_t { input, conv, window, map, softmax, pool_bits, copy, output, masked, normalize, attention, move };
+enum class StepKind : uint8_t { input, conv, window, map, softmax, pool_bits, copy, output, masked, normalize, attention, move, constant };
 
 // Heads side by side in the channels of an image: of head h those from offset + h stride on.
 struct HeadsSpec {

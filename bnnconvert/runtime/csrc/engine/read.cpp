@@ -93,7 +93,7 @@ class StepReader {
     StepReader(Words& words, const Plan& plan) : words_(words), plan_(plan) {}
 
     StepSpec read() {
-        step_.kind = static_cast<StepKind>(words_.number(0, static_cast<int>(StepKind::move), "the kind of a step"));
+        step_.kind = static_cast<StepKind>(words_.number(0, static_cast<int>(StepKind::constant), "the kind of a step"));
         step_.name = words_.text();
         switch (step_.kind) {
             case StepKind::input:
@@ -110,6 +110,7 @@ class StepReader {
             case StepKind::pool_bits: read_pool_bits(); break;
             case StepKind::copy: read_copy(); break;
             case StepKind::move: read_move(); break;
+            case StepKind::constant: read_constant(); break;
             case StepKind::masked: read_masked(); break;
         }
         const bool makes_tiles = step_.kind == StepKind::conv || step_.kind == StepKind::masked ||
@@ -343,6 +344,13 @@ class StepReader {
                         run[1] + int64_t{run[2]} <= to,
                     "a run leaves its image");
         }
+    }
+
+    void read_constant() {
+        step_.output = image(Kind::floats);
+        take_positions(spec(step_.output));
+        step_.weights = words_.blob(
+            int64_t{step_.parts} * step_.height * step_.width * step_.channels * int64_t{sizeof(float)}, "a number");
     }
 
     void check_same(const ImageSpec& image, int channels) const {

@@ -244,6 +244,30 @@ class Move : public Step {
     int64_t rows_ = 0, row_ = 0;    // how many, and the numbers of one
 };
 
+// Numbers that are the same for all samples, such as the positions of tokens.
+class Constant : public Step {
+  public:
+    Constant(const StepSpec& step, const Build& build)
+        : rows_(step.height), parts_(step.parts), row_(sizeof(float) * static_cast<size_t>(step.width) * step.channels),
+          numbers_(step.weights.data), output_(build.image(step.output)) {}
+
+    const char* kernel() const override { return "constant"; }
+
+    void run(int samples, Pool&) override {
+        for (int sample = 0; sample < samples; sample++)
+            for (int y = 0; y < rows_; y++) {
+                const size_t row = static_cast<size_t>(sample % parts_) * rows_ + y;
+                std::memcpy(at(output_, {sample, y, 0}), numbers_ + row * row_, row_);
+            }
+    }
+
+  private:
+    int rows_, parts_;
+    size_t row_;
+    const uint8_t* numbers_;
+    Image output_;
+};
+
 }  // namespace
 
 std::unique_ptr<Step> make_input(const StepSpec& step, const Build& build, int number) {
@@ -264,6 +288,10 @@ std::unique_ptr<Step> make_pool_bits(const StepSpec& step, const Build& build) {
 
 std::unique_ptr<Step> make_move(const StepSpec& step, const Build& build) {
     return std::make_unique<Move>(step, build);
+}
+
+std::unique_ptr<Step> make_constant(const StepSpec& step, const Build& build) {
+    return std::make_unique<Constant>(step, build);
 }
 
 std::unique_ptr<Step> make_copy(const StepSpec& step, const Build& build) {

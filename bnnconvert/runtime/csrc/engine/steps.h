@@ -43,6 +43,7 @@ std::unique_ptr<Step> make_masked(const StepSpec& step, const Build& build);
 std::unique_ptr<Step> make_pool_bits(const StepSpec& step, const Build& build);
 std::unique_ptr<Step> make_copy(const StepSpec& step, const Build& build);
 std::unique_ptr<Step> make_move(const StepSpec& step, const Build& build);
+std::unique_ptr<Step> make_constant(const StepSpec& step, const Build& build);
 std::unique_ptr<Step> make_input(const StepSpec& step, const Build& build, int number);
 std::unique_ptr<Step> make_output(const StepSpec& step, const Build& build, int number);
 
