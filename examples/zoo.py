@@ -1,11 +1,15 @@
 """Convert every model of torchvision and one of each timm family, and say what became of each.
 
 python examples/zoo.py --out DIR [--only PATTERN] [--preload MODULE] [--table]
+python examples/zoo.py --speed NAME ... [--preload MODULE]
 
 Each model has a process of its own and a line in DIR/zoo.jsonl, so that a run that is stopped goes on where it was;
 --only takes a shell pattern of names, --table prints the lines so far as a table. Weights are random. --preload imports
 a module first, for installations in which torchvision does not import by itself. timm's families are its model files;
 of each comes the smallest model, which is looked for once and kept in DIR/families.json.
+
+--speed takes the time of models such as torchvision:resnet50 instead, one image on one thread, as they are in torch and
+with `xnor` in a session; the least of several turns each.
 """
 
 import argparse
@@ -13,6 +17,7 @@ import fnmatch
 import gc
 import importlib
 import json
+import math
 import resource
 import subprocess
 import sys
@@ -21,7 +26,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +50,7 @@ MEMORY = 16 * 2**30
 """Bytes for one model; the summary leaves out those that need more."""
 TOO_LARGE = "needs more than 16 GB"
 CLOSE = 1e-3
+TURNS = 7
 SIDE, REGIONS = 256, 100
 """Pixels of the images that detectors get, and regions that those look at which choose some."""
 VIDEO = {"mvit": (3, 16, 224, 224), "s3d": (3, 16, 224, 224), "swin3d": (3, 16, 112, 112), "": (3, 16, 112, 112)}
@@ -308,6 +314,34 @@ def _is_at_threshold(found: dict[str, Any]) -> bool:
     return bool(found["apart"] and not found["unexplained"])
 
 
+def speed_of(name: str) -> tuple[str, ...]:
+    """Milliseconds of a float model and of its session, their ratio, and nodes that run outside the engine."""
+    torch.set_num_threads(1)
+    net, given = build(name)
+    inputs = tuple(x[:1] for x in given)
+    student = bnnconvert.convert(net, RECIPES[0], example_inputs=inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "net.packed.safetensors"
+        bnnconvert.export(student, file)
+        session = bnnconvert.Session(file, threads=1)
+    arrays = [x.numpy() for x in inputs]
+    float_s, ours_s = math.inf, math.inf
+    with torch.no_grad():
+        for _ in range(TURNS):
+            float_s = min(float_s, _seconds(lambda: net(*inputs)))
+            ours_s = min(ours_s, _seconds(lambda: session.run(*arrays)))
+    places = [session.executor.place(number) for number in range(len(session.program.nodes))]
+    outside = sum(place != "engine" for place in places)
+    times = (f"{1000 * float_s:.1f}", f"{1000 * ours_s:.1f}", f"{float_s / ours_s:.2f}")
+    return name, *times, f"{outside} of {len(places)}"
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
 def table_of(rows: list[dict[str, Any]]) -> Table:
     """One line per model and recipe."""
     numbers = ("binary", "float", "convert s", "bytes", "difference")
@@ -367,11 +401,16 @@ def main() -> None:
     parser.add_argument("--only", default="*", help="shell pattern of names, for example 'torchvision:res*'")
     parser.add_argument("--preload", metavar="MODULE", help="imported first")
     parser.add_argument("--table", action="store_true", help="print the lines so far")
+    parser.add_argument("--speed", nargs="+", metavar="NAME", help="time these models instead")
     parser.add_argument("--one", metavar="NAME", help=argparse.SUPPRESS)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     if given.preload:
         importlib.import_module(given.preload)
+    if given.speed:
+        columns = (Column("model"), *map(number, ("torch ms", "session ms", "ratio", "nodes outside the engine")))
+        print(Table("Speed", columns, tuple(map(speed_of, given.speed))).markdown())
+        return
     if given.one:
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
         try:
