@@ -281,6 +281,9 @@ class Compiler:
             if made.constant is None and given != spec.sized(SAMPLES):
                 raise NotNative(f"for {SAMPLES} samples it declares the shape {spec.sized(SAMPLES)} and gives {given}")
             self._call(made, spec.name)
+        for name in node.reads:  # views may be large
+            if self.uses[name] == 0 and name in self.made:
+                self.names[self.made.pop(name)].remove(name)
 
     def _call(self, made: Made, name: str) -> None:
         self.made[name] = made
