@@ -21,7 +21,7 @@ from bnnconvert.layers import operators
 from bnnconvert.runtime import native
 from bnnconvert.runtime.compile.operators.table import HANDLERS
 from bnnconvert.runtime.segments import parts_of
-from bnnconvert.values.program import Argument, Batch
+from bnnconvert.values.program import Argument, Batch, DType
 from tests.programs import (
     HOST,
     Case,
@@ -281,6 +281,7 @@ FUNCTIONS: dict[str, list[tuple[Callable[..., Tensor], Tensor, list[Tensor]]]] =
     "aten.view_as.default": [(lambda x: F.relu(x).flatten(2).exp().view_as(x), X, [])],
     "aten.expand_as.default": [(lambda x: F.relu(x)[:, :1].expand_as(x).exp(), X, [])],
     "aten.addcmul.default": [(lambda x, c: torch.addcmul(c, c.square(), F.relu(x), value=0.5), TOKENS, [C])],
+    "aten.type_as.default": [(lambda x: F.relu(x).type_as(x) + 1, X, [])],
     "aten.rsub.Scalar": [(lambda x: 1 - F.relu(x), X, [])],
     "aten.adaptive_avg_pool1d.default": [(lambda x: F.adaptive_avg_pool1d(F.relu(x), 1), LINE, [])],
     "aten.adaptive_avg_pool3d.default": [(lambda x: F.adaptive_avg_pool3d(F.relu(x), 1), VOLUME, [])],
@@ -290,6 +291,7 @@ FUNCTIONS: dict[str, list[tuple[Callable[..., Tensor], Tensor, list[Tensor]]]] =
 
 NODES: dict[str, list[tuple[Tensor, dict[str, Argument], tuple[int, ...]]]] = {
     "aten.relu6.default": [(X * 5, {}, X.shape[1:])],
+    "aten.to.dtype": [(ROW, {"dtype": DType(dtype="float32")}, (37,))],
     "aten.add.Scalar": [(ROW, {"other": 2, "alpha": 3}, (37,))],
     "aten.sub.Scalar": [(ROW, {"other": 0.5}, (37,))],
     "aten.mul.Scalar": [(ROW, {"other": -2}, (37,))],
@@ -344,6 +346,7 @@ MOVES: list[tuple[Callable[..., Tensor], Tensor, list[Tensor]]] = [
     (lambda x, c: F.linear(x, c[:12].view(3, 4).flip(0).repeat(1, 5)), TOKENS, [C]),
     (lambda x: F.relu(x).transpose(1, 2)[:, :, ::2].exp() + 1, VOLUME, []),
     (lambda x: F.relu(x) / (x.abs() + 1), X, []),
+    (lambda x: torch.cat([F.relu(x)[:, :0], x], 1).exp(), X, []),
     (lambda x, c: F.relu(x + c) * c[:, :1] - c[:, :, :1, :1] + c[0, :, :, :1] / 2, X, [X[:1].clone()]),
     (lambda x, c: torch.cat([c.expand(x.shape[0], -1, -1), F.relu(x)], 1) + 1, TOKENS, [TOKENS[:1, :2].clone()]),
     (lambda x, c: (GRID[:1] - F.relu(x)).flatten(0, 1) * c[:6].view(1, 6, 1), GRID, [C]),

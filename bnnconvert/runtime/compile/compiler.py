@@ -177,7 +177,9 @@ class Compiler:
 
         `orders` are values that lie as it may; with `rest` there are places that nothing comes to, which get zeros.
         """
-        moves = [(part, part.of_one_sample().reshape(-1), places) for part, places in parts]
+        if not math.prod(made.shape):
+            raise NotNative("a value has no numbers")
+        moves = [(part, part.of_one_sample().reshape(-1), places) for part, places in parts if places.size]
         found = []
         for order in orders:
             lies = View.of(order, self.at).places[: order.parts].reshape(-1)

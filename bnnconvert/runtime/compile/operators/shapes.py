@@ -92,6 +92,14 @@ def same(c: Compiler, node: Node) -> Made:
     return c.value(node.arguments["self"])
 
 
+def same_type(c: Compiler, node: Node) -> Made:
+    """The value itself, where its type is not another one."""
+    argument = node.arguments["self"]
+    if not isinstance(argument, Value) or c.specs[argument.value].dtype != node.outputs[0].dtype:
+        raise NotNative("a value takes another type")
+    return c.made[argument.value]
+
+
 def _renamed(c: Compiler, x: Made, after: Made) -> Made:
     """Another name for the same numbers, in the same image or chain."""
     if c.is_used_later(x):

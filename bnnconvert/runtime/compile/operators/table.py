@@ -30,7 +30,17 @@ from bnnconvert.runtime.compile.operators.products import (
     signed_conv2d,
     signed_linear,
 )
-from bnnconvert.runtime.compile.operators.shapes import cat, moving, pad, reordered, reshape, same, shaped_like, stack
+from bnnconvert.runtime.compile.operators.shapes import (
+    cat,
+    moving,
+    pad,
+    reordered,
+    reshape,
+    same,
+    same_type,
+    shaped_like,
+    stack,
+)
 from bnnconvert.runtime.compile.plan import Code, Reduce
 
 HANDLERS: Mapping[str, Handler] = {
@@ -100,6 +110,8 @@ HANDLERS: Mapping[str, Handler] = {
     "aten.transpose.int": moving(reordered),
     "aten.contiguous.default": moving(same),
     "aten.clone.default": moving(same),
+    "aten.type_as.default": same_type,
+    "aten.to.dtype": same_type,
     "aten.scaled_dot_product_attention.default": attention,
     "bnnconvert.binary_attention": binary_attention,
     "aten.softmax.int": softmax(logarithm=False),
