@@ -21,6 +21,7 @@ from bnnconvert.runtime.compile.plan import (
     Dot,
     Geometry,
     Image,
+    Kind,
     NotNative,
     Op,
     Plan,
@@ -75,7 +76,8 @@ class Compiler:
         made = self.made[argument.value] if isinstance(argument, Value) else self.value(argument)
         if made.view is not None:
             return made.view
-        self.stored(made)
+        if self.stored(made).kind != Kind.FLOATS:
+            raise NotNative("bits are put in other places")
         return View.of(made, self.at)
 
     def same_for_all(self, numbers: Array, order: Made) -> Made:
@@ -86,7 +88,8 @@ class Compiler:
         made = order.like(image=order.new_image())
         laid = numbers if order.tokens else np.moveaxis(numbers, 1, -1)
         step = Step(StepKind.CONSTANT, self.layer, output=made.image, weights=laid.astype(np.float32))
-        self.steps.append(step)
+        # In front of the step that makes the other one, whose chain may then take it in.
+        self.steps.insert(len(self.steps) if order.step is None else self.steps.index(order.step), step)
         return made
 
     def lying_like(self, made: Made, order: Made) -> Made:

@@ -176,9 +176,8 @@ class View:
         if same and shape:
             for tokens in (False, True):
                 made = Made(tuple(shape), image=base.image, tokens=tokens and len(shape) > 1, parts=base.parts)
-                if made.channels == base.channels and _ascends(
-                    self.places if tokens else np.moveaxis(self.places, 1, -1)
-                ):
+                in_memory = self.places if tokens else np.moveaxis(self.places, 1, -1)
+                if made.channels == base.channels and _ascends(in_memory):
                     return made.lying(base.size)
         return Made(tuple(shape), view=self, parts=self.parts)
 
