@@ -234,7 +234,7 @@ def _dot(layer: BinaryLayer, planes: list[Plane], path: str) -> Dot:
 
 def _is_pm1(values: Tensor) -> bool:
     """Whether all are -1 or +1, without a temporary of their size."""
-    return all(float(torch.linalg.vector_norm(values, order)) == 1 for order in (-math.inf, math.inf))
+    return all(float(torch.linalg.vector_norm(values.detach(), order)) == 1 for order in (-math.inf, math.inf))
 
 
 def _rows(layer: BinaryLayer, planes: list[Plane], path: str) -> tuple[Tensor, int]:

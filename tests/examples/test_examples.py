@@ -70,7 +70,7 @@ def test_a_transformer_runs_in_the_engine(example: Example, tmp_path: Path) -> N
     if session.isa is None:
         pytest.skip("installed without the native engine")
     outside = {session.program.nodes[number].op for number in session.executor.reasons}
-    assert outside == {"aten.expand.default", "aten.add.Tensor", "aten.select.int"}  # the class token
+    assert not outside
 
 
 def test_own_loop(example: Example, tmp_path: Path) -> None:
