@@ -10,10 +10,14 @@ backward, with m = the estimator's derivative of sign and n = weights per filter
 
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from bnnconvert.binarizers.base import LatentClip, Plane, WeightBinarizer, per_output
 from bnnconvert.estimators.base import Estimator
+
+AT_ONCE = 2**22
+"""Products of weights and their signs: those of the largest layers are made some rows at a time, to save memory."""
 
 
 class ScaledSignWeight(WeightBinarizer):
@@ -37,7 +41,7 @@ class ScaledSignWeight(WeightBinarizer):
     def planes(self, weight: Tensor) -> list[Plane]:
         pm1 = self.estimator(weight)
         # W * sign(W) rather than |W|: its gradient at W = 0 is sign(0) = +1, as everywhere here.
-        alpha = (weight * pm1.detach()).flatten(1).mean(dim=1)
+        alpha = _mean_products(weight.flatten(1), pm1.detach().flatten(1))
         if self.scale_grad == "exact":
             return [Plane(pm1, alpha)]
         alpha = alpha.detach()
@@ -45,3 +49,13 @@ class ScaledSignWeight(WeightBinarizer):
             per_filter = per_output(alpha, weight.dim()).clamp(min=1e-12) * weight[0].numel()
             pm1 = pm1 + (weight - weight.detach()) / per_filter
         return [Plane(pm1, alpha)]
+
+
+def _mean_products(weight: Tensor, pm1: Tensor) -> Tensor:
+    """Mean of the products in each row. Shapes: (O, n) both -> (O,)."""
+    rows = max(1, AT_ONCE // weight.shape[1])
+    if len(weight) <= rows:
+        return (weight * pm1).mean(dim=1)
+    return torch.cat(
+        [(w * p).mean(dim=1) for w, p in zip(torch.split(weight, rows), torch.split(pm1, rows), strict=True)]
+    )

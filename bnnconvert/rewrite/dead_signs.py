@@ -47,8 +47,10 @@ def dead_shares(graph: GraphModule, probe: tuple[Tensor, ...]) -> dict[str, floa
     trial = copy_sharing(graph, (p for p in graph.parameters() if p not in calibrated)).train()
     dead: dict[str, float] = {}
     for path, layer in trial.named_modules():
-        if isinstance(layer, BinaryLayer) and not layer.is_weight_only:
+        if isinstance(layer, BinaryLayer) and layer.input_binarizer is not None:
             layer.register_forward_pre_hook(_note_dead(path, dead))
+            if layer.weight_binarizer.plane_count == 1 and layer.input_binarizer.scales().numel() == 1:
+                layer.training = False  # the same values without a scaled copy of the weights, which may be large
     with torch.no_grad():
         trial(*probe)
     return {path: share for path, share in dead.items() if share}
