@@ -167,11 +167,15 @@ class Compiler:
         if view is None:
             return
         try:
-            sides = [True] if name in self.as_tokens else [False, True][: len(made.shape)]
-            self.join(made, [(view, all_of(made))], [made.ordered(tokens=side) for side in sides])
+            self.join(made, [(view, all_of(made))], self.orders(made, name))
         except NotNative:
             self.at = view.maker  # what moved the numbers is at fault, not what reads them
             raise
+
+    def orders(self, made: Made, name: str) -> list[Made]:
+        """How a value of that name may lie: its channels last where it is read so, else in any way."""
+        sides = [True] if name in self.as_tokens else [False, True][: len(made.shape)]
+        return [made.ordered(tokens=side) for side in sides]
 
     def join(
         self, made: Made, parts: Sequence[tuple[View, Places]], orders: Sequence[Made], *, rest: bool = False

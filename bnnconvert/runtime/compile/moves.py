@@ -4,7 +4,7 @@ What a node declares is compared with what its arguments give, as a file may say
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,12 @@ def moved(node: Node, x: Array, samples: int) -> list[Array]:
     if given != declared:
         raise NotNative(f"it declares the shapes {declared} and gives {given}")
     return made
+
+
+def by_axis(widths: Sequence[int], rank: int) -> list[tuple[int, int]]:
+    """What is put before and behind each axis, from torch's list, which begins at the last one."""
+    given = list(zip(widths[-2::-2], widths[::-2], strict=True))
+    return [(0, 0)] * (rank - len(given)) + given
 
 
 def _sized(argument: Scalar | tuple[Scalar, ...], samples: int) -> Any:
@@ -97,9 +103,7 @@ def _moved_axes(x: Array, a: Arguments) -> list[Array]:
 
 
 def _padded(x: Array, a: Arguments) -> list[Array]:
-    mode, given = _MODES[a["mode"]], a["pad"]
-    pairs = [(0, 0)] * (x.ndim - len(given) // 2) + list(zip(given[-2::-2], given[::-2], strict=True))
-    return [np.pad(x, pairs, mode)]
+    return [np.pad(x, by_axis(a["pad"], x.ndim), _MODES[a["mode"]])]
 
 
 _MODES: Mapping[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}

@@ -8,7 +8,7 @@ import numpy as np
 from bnnconvert.artifact.schema import Array
 from bnnconvert.runtime.compile.compiler import Compiler, Handler, all_of, number
 from bnnconvert.runtime.compile.made import SAMPLES, Made, View
-from bnnconvert.runtime.compile.moves import moved
+from bnnconvert.runtime.compile.moves import by_axis, moved
 from bnnconvert.runtime.compile.order import axes_after
 from bnnconvert.runtime.compile.plan import Code, Kind, NotNative, Op, Step, StepKind
 from bnnconvert.values.program import Argument, Batch, Node, Value
@@ -154,10 +154,7 @@ def _joined(c: Compiler, node: Node, views: list[View], axis: int) -> Made:
         raise NotNative("samples are put beside each other")
     spec = node.outputs[0]
     made = Made(spec.sized(1)[1:], parts=views[0].parts)
-    parts = list(zip(views, View.beside(views, axis), strict=True))
-    sides = [True] if spec.name in c.as_tokens else [False, True][: len(made.shape)]
-    orders = [made.ordered(tokens=side) for side in sides]
-    c.join(made, parts, orders)
+    c.join(made, list(zip(views, View.beside(views, axis), strict=True)), c.orders(made, spec.name))
     return made
 
 
@@ -171,14 +168,13 @@ def pad(c: Compiler, node: Node) -> Made | list[Made]:
         raise NotNative("a value is padded with other numbers than 0")
     view = c.view(a["self"])
     widths = [int(number(width)) for width in given]
-    pairs = [(0, 0)] * (view.places.ndim - len(widths) // 2) + list(zip(widths[-2::-2], widths[::-2], strict=True))
+    pairs = by_axis(widths, view.places.ndim)
     if min(widths) < 0 or any(pairs[0]):
         raise NotNative("a pad takes numbers away, or adds samples")
     made = Made(tuple(n + sum(p) for n, p in zip(view.places.shape[1:], pairs[1:], strict=True)), parts=view.parts)
     inside = tuple(slice(p[0], n + p[0]) for n, p in zip(view.places.shape[1:], pairs[1:], strict=True))
     places = all_of(made).reshape(made.parts, *made.shape)[(slice(None), *inside)]
-    sides = [True] if spec.name in c.as_tokens else [False, True][: len(made.shape)]
-    c.join(made, [(view, places)], [made.ordered(tokens=side) for side in sides], rest=True)
+    c.join(made, [(view, places)], c.orders(made, spec.name), rest=True)
     return made
 
 
