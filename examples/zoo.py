@@ -213,7 +213,7 @@ def _exported(student: bnnconvert.Student, inputs: tuple[Tensor, ...]) -> dict[s
         given = inputs_inside(student.model, inputs)
         wholes = {path: (part, given[path]) for path, part in inner_graphs(student.model) if path in given}
     found: dict[str, Any] = {"parts": len(wholes), "export_s": 0.0, "bytes": 0}
-    found |= {"samples": 0, "restless": 0, "uncompared": 0}
+    found |= {"samples": 0, "restless": 0, "uncompared": 0, "apart_portable": 0}
     differences, apart, unexplained = [], 0, 0
     with tempfile.TemporaryDirectory() as folder:
         for path, (graph, x) in wholes.items():
@@ -226,6 +226,7 @@ def _exported(student: bnnconvert.Student, inputs: tuple[Tensor, ...]) -> dict[s
             if not len(x[0]):  # nothing got there
                 x = tuple(map(torch.from_numpy, session.artifact.golden_inputs))
             compared = verify(graph, session, [x])
+            found["apart_portable"] += compared.differing_samples
             apart_here = compared.differing_samples + compared.engine_differing
             apart, unexplained = (
                 apart + apart_here,
@@ -378,6 +379,8 @@ def summary_of(rows: list[dict[str, Any]]) -> list[str]:
     layers: Counter[str] = sum((Counter(f["layers"]) for f in converted), Counter())
     counted = ("samples", "apart", "restless", "uncompared")
     samples, apart, restless, uncompared = (sum(f[key] for f in exported) for key in counted)
+    compared = [f for f in exported if not f["uncompared"]]
+    steady = sum(not f["restless"] for f in compared) / max(1, len(compared))
     parts = f"{sum(f['parts'] > 1 for f in exported) / len(found):.1%} are exported in parts"
     return [
         f"{len(rows)} models with {len(RECIPES)} recipes each; {len(large)} more need more than 16 GB.",
@@ -387,7 +390,7 @@ def summary_of(rows: list[dict[str, Any]]) -> list[str]:
         *(f"    {count:,} layers: {reason}" for reason, count in reasons.most_common()),
         f"{agree}, {flips}; {parts}.",
         f"{samples:,} samples: the file differs from the student in {apart:,}, the student in float64 in {restless:,}",
-        f"    (in {uncompared:,} there is no such student).",
+        f"    (in {uncompared:,} there is no such student); these two agree in {steady:.1%} of the conversions.",
         f"{len(quick) / len(found):.1%} convert within three times the construction plus one forward pass,",
         "    the start of the process counted with the construction and with the conversion.",
         f"Rungs: {dict(Counter(f['rung'] for f in converted))}.",

@@ -5,7 +5,8 @@ import math
 import numpy as np
 
 from bnnconvert.artifact.schema import Array
-from bnnconvert.runtime.compile.compiler import Compiler, Handler, number
+from bnnconvert.runtime.compile.arguments import number
+from bnnconvert.runtime.compile.compiler import Compiler, Handler
 from bnnconvert.runtime.compile.made import Made
 from bnnconvert.runtime.compile.plan import Code, NotNative, Op, Step, StepKind, per_channel
 from bnnconvert.values.program import Node

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from bnnconvert.artifact.schema import Array
-from bnnconvert.runtime.compile.compiler import Compiler, Handler, number
+from bnnconvert.runtime.compile.arguments import number
+from bnnconvert.runtime.compile.compiler import Compiler, Handler
 from bnnconvert.runtime.compile.made import Made
 from bnnconvert.runtime.compile.operators.affine import scaled
 from bnnconvert.runtime.compile.plan import Code, NotNative, Op
@@ -88,12 +89,11 @@ def _operand(c: Compiler, argument: Argument) -> Made:
 
 def _as_value(c: Compiler, constant: Made, x: Made) -> Made:
     """A constant that varies over more than channels as a value in the places of another one; any other as it is."""
-    numbers, rank = constant.constant, len(x.shape) + 1
-    if numbers is None or numbers.ndim > rank:
+    if constant.constant is None:
         return constant
-    full = numbers.reshape((1,) * (rank - numbers.ndim) + numbers.shape)
+    full = _of_all_axes(constant.constant, x)
     varies = [axis for axis, size in enumerate(full.shape) if size > 1]
-    if varies in ([], [1], [rank - 1]):
+    if varies in ([], [1], [len(x.shape)]):
         return constant
     return c.same_for_all(np.broadcast_to(full, (x.parts, *x.shape)), x)
 
@@ -135,11 +135,16 @@ def _channelwise(c: Compiler, constant: Array, x: Made) -> tuple[Made, Array]:
     array = np.asarray(constant, np.float64)
     if array.size == 1:
         return x, array.reshape(-1)
-    if array.ndim > len(x.shape) + 1:
-        raise NotNative("a constant operand has more axes than the value")
-    full = array.reshape((1,) * (len(x.shape) + 1 - array.ndim) + array.shape)
+    full = _of_all_axes(array, x)
     if full.shape[x.axis] == 1:
         x = c.with_channels(x, last=not x.tokens)
     if full.shape[x.axis] != x.channels or full.size != x.channels:
         raise NotNative("a constant operand varies over more than the channels")
     return x, full.reshape(-1)
+
+
+def _of_all_axes(constant: Array, x: Made) -> Array:
+    """A constant operand with as many axes as the value has with its samples."""
+    if constant.ndim > len(x.shape) + 1:
+        raise NotNative("a constant operand has more axes than the value")
+    return constant.reshape((1,) * (len(x.shape) + 1 - constant.ndim) + constant.shape)

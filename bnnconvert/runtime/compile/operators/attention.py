@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from bnnconvert.runtime.compile.compiler import Compiler, all_of, number
+from bnnconvert.runtime.compile.arguments import number
+from bnnconvert.runtime.compile.compiler import Compiler, all_of
 from bnnconvert.runtime.compile.made import SAMPLES, Made, View
 from bnnconvert.runtime.compile.plan import Heads, NotNative, Signs, Step, StepKind
 from bnnconvert.values.program import Node

@@ -3,7 +3,8 @@
 import numpy as np
 
 from bnnconvert.artifact.schema import Array
-from bnnconvert.runtime.compile.compiler import Compiler, number
+from bnnconvert.runtime.compile.arguments import number
+from bnnconvert.runtime.compile.compiler import Compiler
 from bnnconvert.runtime.compile.made import Made
 from bnnconvert.runtime.compile.plan import (
     LANES,

@@ -2,7 +2,8 @@
 
 import math
 
-from bnnconvert.runtime.compile.compiler import Compiler, Handler, geometry, number, pair
+from bnnconvert.runtime.compile.arguments import geometry, number, pair
+from bnnconvert.runtime.compile.compiler import Compiler, Handler
 from bnnconvert.runtime.compile.made import Made
 from bnnconvert.runtime.compile.plan import Geometry, Kind, NotNative, Reduce, Step, StepKind
 from bnnconvert.values.program import Node

@@ -5,7 +5,8 @@ import math
 import numpy as np
 
 from bnnconvert.artifact.schema import Array
-from bnnconvert.runtime.compile.compiler import Compiler, geometry, number, padded_alike, pair
+from bnnconvert.runtime.compile.arguments import geometry, number, padded_alike, pair
+from bnnconvert.runtime.compile.compiler import Compiler
 from bnnconvert.runtime.compile.made import Made
 from bnnconvert.runtime.compile.operators.affine import with_bias
 from bnnconvert.runtime.compile.plan import Dot, Geometry, Image, NotNative, Reduce, Step, StepKind, per_channel

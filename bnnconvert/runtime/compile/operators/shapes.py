@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 
 from bnnconvert.artifact.schema import Array
-from bnnconvert.runtime.compile.compiler import Compiler, Handler, all_of, number
+from bnnconvert.runtime.compile.arguments import number
+from bnnconvert.runtime.compile.compiler import Compiler, Handler, all_of
 from bnnconvert.runtime.compile.made import SAMPLES, Made, View
 from bnnconvert.runtime.compile.moves import by_axis, moved
 from bnnconvert.runtime.compile.order import axes_after
@@ -20,11 +22,6 @@ def reshape(c: Compiler, node: Node) -> Made:
     wanted = node.arguments.get("shape", node.arguments.get("size"))
     if isinstance(wanted, tuple) and not _names(wanted, declared):
         raise NotNative(f"{wanted} is no way to write the shape {declared}")
-    if x.constant is not None:
-        sizes = [d for d in declared if isinstance(d, int)]
-        if len(sizes) < len(declared) or math.prod(sizes) != x.constant.size:
-            raise NotNative("a constant takes a shape that depends on the batch")
-        return Made(tuple(sizes), constant=x.constant.reshape(sizes))
     shape = tuple(d for d in declared[1:] if isinstance(d, int))
     if declared[0] != Batch(batch=x.parts):
         raise NotNative(f"{x.parts} parts of a sample become {declared[0]}")
@@ -47,7 +44,7 @@ def reordered(c: Compiler, node: Node) -> Made:
     x = c.value(node.arguments["self"])
     axes = axes_after(node, len(x.shape) + 1)
     pixels = [axis for axis in axes[1:] if axis != x.axis]
-    if x.constant is not None or axes[0] != 0 or pixels != sorted(pixels) or x.axis not in (axes[1], axes[-1]):
+    if axes[0] != 0 or pixels != sorted(pixels) or x.axis not in (axes[1], axes[-1]):
         raise NotNative(f"the axes of {x.shape} take the order {axes}")
     tokens = len(axes) > 2 and axes[-1] == x.axis
     after = Made(tuple(x.shape[axis - 1] for axis in axes[1:]), tokens=tokens, parts=x.parts)
@@ -60,16 +57,13 @@ def moving(handler: Handler | None = None) -> Handler:
     def handle(c: Compiler, node: Node) -> Made | list[Made]:
         argument = node.arguments["self" if "self" in node.arguments else "input"]
         source = c.made[argument.value] if isinstance(argument, Value) else c.value(argument)
-        if handler is not None and source.view is None:
-            try:
-                return handler(c, node)
-            except NotNative:
-                if source.constant is not None:
-                    raise
         if source.constant is not None:
             if any(isinstance(size, Batch) for spec in node.outputs for size in spec.shape):
                 return _for_all(c, node, source.constant)
             return [Made(part.shape, constant=part) for part in moved(node, source.constant, 1)]
+        if handler is not None and source.view is None:
+            with suppress(NotNative):
+                return handler(c, node)
         return [view.settled() for view in c.view(argument).moved(node, c.at)]
 
     return handle
